@@ -1,0 +1,1 @@
+"""The relay: status and checklists of WEPPcloud runs, from Redis to very many browsers."""

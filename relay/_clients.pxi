@@ -1,0 +1,429 @@
+# The clients: slots, what is sent to one of them, and how a connection ends.
+#
+# Closing is always deferred. A connection that is over is marked dead by `bury`, and `finish_turn` reaps it once
+# nothing walks over an array any more; `reap` is the one place that closes a client's socket.
+
+cdef Inbound *inbound_of(Slot *slot) except NULL:
+    if slot.inbound is NULL:
+        slot.inbound = <Inbound *>PyMem_RawCalloc(1, sizeof(Inbound))
+        if slot.inbound is NULL:
+            raise MemoryError
+    return slot.inbound
+
+
+cdef void inbound_drop(Slot *slot) noexcept:
+    if slot.inbound is not NULL:
+        PyMem_RawFree(slot.inbound.data)
+        PyMem_RawFree(slot.inbound.message)
+        PyMem_RawFree(slot.inbound.answer)
+        PyMem_RawFree(slot.inbound)
+        slot.inbound = NULL
+
+
+@cython.internal
+cdef class Clients:
+    """Slots for every connection of the process, and the values of its services."""
+
+    cdef int ep
+    cdef Slot *slots
+    cdef uint32_t capacity, limit, used, high
+    cdef uint32_t free_slot, dead_slot, head_first, head_last, heads
+    cdef uint32_t now, swept
+    cdef int64_t last_tick
+    cdef size_t max_live
+    cdef list services, listeners, emptied
+    cdef Topic ready, ready_last
+    cdef bint inside
+    cdef object on_request, on_text, on_idle, on_error
+    cdef unsigned char *inbox
+    cdef epoll_event events[EVENTS]
+
+    def __cinit__(self, *, uint32_t limit, size_t max_live, on_request, on_text, on_idle, on_error):
+        cdef uint32_t i
+        self.ep = -1
+        self.capacity = min(limit, 1 << 24) + RESERVE
+        self.limit = limit
+        # Pages never touched cost nothing, so the slab never moves.
+        self.slots = <Slot *>PyMem_RawCalloc(self.capacity, sizeof(Slot))
+        self.inbox = <unsigned char *>PyMem_RawMalloc(INBOX)
+        if self.slots is NULL or self.inbox is NULL:
+            raise MemoryError
+        self.free_slot = self.dead_slot = self.head_first = self.head_last = NONE
+        self.ep = epoll_create1(EPOLL_CLOEXEC)
+        if self.ep < 0:
+            raise OSError(errno, "no epoll instance")
+        self.max_live = max_live
+        self.services, self.listeners, self.emptied = [], [], []
+        self.on_request, self.on_text, self.on_idle, self.on_error = on_request, on_text, on_idle, on_error
+        self.last_tick = now_ns()
+        self.now = 1
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        for i in range(self.high):
+            if self.slots[i].stage != FREE:
+                self.free_buffers(&self.slots[i])
+                close(self.slots[i].fd)
+        PyMem_RawFree(self.slots)
+        PyMem_RawFree(self.inbox)
+        if self.ep >= 0:
+            close(self.ep)
+
+    def fileno(self) -> int:
+        """The epoll instance: readable when `poll` has something to do."""
+        return self.ep
+
+    def add_service(self, *, bytes prefix=b"", bytes suffix=b"", bint newest_only=False, double ping_interval=10,
+                    double pong_timeout=75, double write_timeout=10, size_t max_message=65536,
+                    size_t max_backlog=262144, size_t max_published=1048576, uint32_t max_fragments=64,
+                    uint32_t frame_rate=20, uint32_t frame_burst=100) -> int:
+        """A set of topics with its values; its number.
+
+        Args:
+            prefix: what stands before the escaped text of a published message in its frame.
+            suffix: what stands behind it.
+            newest_only: a client that lags keeps the newest frame alone instead of being closed (snapshots).
+            ping_interval: seconds between two heartbeats of a client.
+            pong_timeout: seconds of silence after which a client is closed with 1008.
+            write_timeout: seconds that the oldest unsent byte may wait; then 1013.
+            max_message: bytes of an inbound message; more closes with 1009.
+            max_backlog: bytes that may wait for a client behind the frame in progress; more closes with 1013.
+            max_published: bytes of a published message, before escaping; a larger one is dropped and counted.
+            max_fragments: frames of an inbound message; more closes with 1009.
+            frame_rate: inbound frames a second, 0 for any number; more closes with 1008.
+            frame_burst: inbound frames at once.
+
+        Raises:
+            ValueError: an interval that is not positive.
+        """
+        cdef Service service = Service()
+        service.index = len(self.services)
+        service.prefix, service.suffix, service.newest_only = prefix, suffix, newest_only
+        service.ping_every, service.silence, service.write_timeout = ticks(ping_interval), ticks(pong_timeout), ticks(write_timeout)
+        service.max_message, service.max_backlog, service.max_published = max_message, max_backlog, max_published
+        service.max_fragments, service.frame_rate, service.frame_burst = max_fragments, frame_rate, frame_burst
+        if service.index > 255:
+            raise ValueError("256 services are the most")
+        self.services.append(service)
+        return service.index
+
+    cdef Slot *find(self, uint64_t client) noexcept:
+        """The slot of a handle, or NULL: gone, and its place perhaps another's."""
+        cdef uint32_t index = client & 0xFFFFFFFF
+        if index >= self.high or self.slots[index].generation != <uint32_t>(client >> 32):
+            return NULL
+        if self.slots[index].stage == FREE or self.slots[index].dead:
+            return NULL
+        return &self.slots[index]
+
+    cdef inline uint64_t handle(self, uint32_t index) noexcept:
+        return <uint64_t>self.slots[index].generation << 32 | index
+
+    cdef inline uint32_t index_of(self, Slot *slot) noexcept:
+        return <uint32_t>(slot - self.slots)
+
+    def accept(self, uint64_t client, bytes answer, uint8_t version=0, double expires_in=0) -> bool:
+        """Parks a client that has been judged: `answer` is its 101, sent by `attach`.
+
+        Args:
+            client: as `on_request` gave it.
+            answer: the whole HTTP answer.
+            version: of the protocol it asked for; frames of newer ones pass it by.
+            expires_in: seconds after which it is closed with 1008; 0: never.
+        """
+        cdef Slot *slot = self.find(client)
+        cdef Inbound *inbound
+        if slot is NULL or slot.stage != HEAD:
+            return False
+        inbound = inbound_of(slot)
+        inbound.answer = <unsigned char *>PyMem_RawMalloc(PyBytes_GET_SIZE(answer))
+        if inbound.answer is NULL:
+            raise MemoryError
+        inbound.answer_size = PyBytes_GET_SIZE(answer)
+        memcpy(inbound.answer, PyBytes_AS_STRING(answer), inbound.answer_size)
+        self.leave_heads(self.index_of(slot))
+        slot.stage = PARKED
+        slot.version = version
+        slot.expires = self.now + ticks(expires_in) if expires_in > 0 else 0
+        return True
+
+    def refuse(self, uint64_t client, bytes answer) -> bool:
+        """Sends a client that is no websocket yet its HTTP answer, then ends the connection."""
+        cdef Slot *slot = self.find(client)
+        if slot is NULL or slot.stage > PARKED:
+            return False
+        self.turn_away(self.index_of(slot), answer)
+        return True
+
+    cdef int turn_away(self, uint32_t index, bytes answer) except -1:
+        cdef Slot *slot = &self.slots[index]
+        if slot.stage == HEAD:
+            self.leave_heads(index)
+        inbound_drop(slot)
+        slot.stage = CLOSING
+        slot.farewell = 1
+        slot.deadline = self.now + LINGER_TICKS
+        self.say(index, PyBytes_AS_STRING(answer), PyBytes_GET_SIZE(answer))
+        self.all_sent(index)
+        return 0
+
+    def close(self, uint64_t client, int code, bytes reason=b"") -> bool:
+        """Sends a close frame behind what waits, and awaits the peer's for 2 s (RFC 6455, 7.1)."""
+        cdef Slot *slot = self.find(client)
+        if slot is NULL or slot.stage != OPEN:
+            return False
+        self.part(self.index_of(slot), code, reason, True)
+        return True
+
+    def close_some(self, uint32_t count, int code, bytes reason=b"") -> int:
+        """Closes up to `count` websockets, whichever; how many are left. For a drain that spreads its closes."""
+        cdef uint32_t i, left = 0
+        for i in range(self.high):
+            if self.slots[i].stage == PARKED:
+                self.bury(i)
+            elif self.slots[i].stage == OPEN and not self.slots[i].dead:
+                if count > 0:
+                    count -= 1
+                    self.part(i, code, reason, True)
+                else:
+                    left += 1
+        return left
+
+    def ping(self, uint64_t client) -> bool:
+        """A heartbeat at once: `{"type":"ping"}` and a protocol ping."""
+        cdef Slot *slot = self.find(client)
+        if slot is NULL or slot.stage != OPEN:
+            return False
+        self.say(self.index_of(slot), HEARTBEAT, HEARTBEAT_SIZE)
+        return True
+
+    cdef int owe(self, Service service, uint32_t index, Burst *burst, size_t sent) except -1:
+        """Keeps what the socket did not take. A client past its bound is closed, or left with the newest frame alone."""
+        cdef Slot *slot = &self.slots[index]
+        cdef bint large = burst.frames == 1 and burst.size > service.max_backlog
+        cdef size_t before
+        if slot.backlog is NULL:
+            slot.backlog = backlog_new()
+            relay_watch(self.ep, EPOLL_CTL_MOD, slot.fd, EPOLLIN | EPOLLOUT, self.handle(index))
+        elif service.newest_only and not burst.opaque:
+            before = slot.backlog.count
+            backlog_keep_started(slot.backlog)
+            service.replaced += before - slot.backlog.count
+        backlog_push(slot.backlog, burst, sent, self.now)
+        if large and sent == 0 and slot.backlog.large is NULL:
+            slot.backlog.large = burst
+        if backlog_waiting(slot.backlog) > service.max_backlog and not service.newest_only and slot.stage == OPEN:
+            self.dismiss(index, 1013, b"too slow: messages were waiting")
+        return 0
+
+    cdef int drain(self, uint32_t index) except -1:
+        """EPOLLOUT: what fits, in one sendmsg, so that one client never holds up the others."""
+        cdef Slot *slot = &self.slots[index]
+        cdef Backlog *backlog = slot.backlog
+        cdef iovec vector[VECTOR]
+        cdef msghdr message
+        cdef Owed *owed
+        cdef uint32_t i
+        cdef ssize_t sent
+        if backlog is NULL:
+            return 0
+        memset(&message, 0, sizeof(message))
+        message.msg_iov = vector
+        message.msg_iovlen = min(backlog.count, <uint32_t>VECTOR)
+        for i in range(<uint32_t>message.msg_iovlen):
+            owed = backlog_at(backlog, i)
+            vector[i].iov_base = owed.burst.data + owed.start
+            vector[i].iov_len = owed.end - owed.start
+        sent = sendmsg(slot.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if sent < 0:
+            if errno != EAGAIN and errno != EINTR:
+                (<Service>self.services[slot.service]).write_errors += 1
+                self.bury(index)
+            return 0
+        backlog_sent(backlog, sent)
+        if backlog.count == 0:
+            backlog_free(backlog)
+            slot.backlog = NULL
+            relay_watch(self.ep, EPOLL_CTL_MOD, slot.fd, EPOLLIN, self.handle(index))
+            self.all_sent(index)
+        return 0
+
+    cdef int say(self, uint32_t index, const void *data, size_t size) except -1:
+        """Bytes for one client alone, as one unit."""
+        cdef Slot *slot = &self.slots[index]
+        cdef ssize_t sent = 0
+        cdef Burst *burst
+        if slot.dead:
+            return 0
+        if slot.backlog is NULL:
+            sent = send(slot.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if sent == <ssize_t>size:
+                return 0
+            if sent < 0:
+                if errno != EAGAIN and errno != EINTR:
+                    self.bury(index)
+                    return 0
+                sent = 0
+        burst = burst_of(<const unsigned char *>data, size)
+        try:
+            self.owe(self.services[slot.service], index, burst, sent)
+        finally:
+            burst_release(burst)
+        return 0
+
+    cdef int dismiss(self, uint32_t index, int code, bytes reason) except -1:
+        """Closes a laggard: of what waits for it only the frame in progress still goes out."""
+        if self.slots[index].backlog is not NULL:
+            backlog_keep_started(self.slots[index].backlog)
+        return self.part(index, code, reason, True)
+
+    cdef int part(self, uint32_t index, int code, bytes reason, bint ours) except -1:
+        """Takes a websocket out of its topic and says goodbye. `ours`: not the echo of the peer's."""
+        cdef Slot *slot = &self.slots[index]
+        cdef Service service = self.services[slot.service]
+        cdef unsigned char frame[127]
+        cdef size_t size = min(PyBytes_GET_SIZE(reason), 123)
+        if slot.stage != OPEN or slot.dead:
+            return 0
+        if ours:
+            service.closes[code] = service.closes.get(code, 0) + 1
+        self.leave_topic(index)
+        slot.stage = CLOSING
+        slot.farewell = 2
+        slot.deadline = self.now + LINGER_TICKS
+        service.connections -= 1
+        frame[0] = 0x80 | CLOSE
+        frame[1] = <unsigned char>(2 + size)
+        frame[2] = <unsigned char>(code >> 8)
+        frame[3] = <unsigned char>(code & 255)
+        memcpy(frame + 4, PyBytes_AS_STRING(reason), size)
+        return self.say(index, frame, 4 + size)
+
+    cdef void leave_topic(self, uint32_t index) noexcept:
+        cdef Slot *slot = &self.slots[index]
+        if slot.topic is NULL:
+            return
+        topic = <Topic>slot.topic
+        topic_leave(topic, self.slots, index)
+        if topic_clients(topic) == 0:
+            self.emptied.append(topic)
+
+    cdef int all_sent(self, uint32_t index) except -1:
+        """What follows on a client's last byte: nothing, the end of our half, or the end."""
+        cdef Slot *slot = &self.slots[index]
+        if slot.stage != CLOSING or slot.dead or slot.backlog is not NULL:
+            return 0
+        if slot.farewell == 1:
+            shutdown(slot.fd, SHUT_WR)
+        elif slot.farewell == 3:
+            self.bury(index)
+        return 0
+
+    cdef void bury(self, uint32_t index) noexcept:
+        """Marks a connection dead; the reap closes it."""
+        cdef Slot *slot = &self.slots[index]
+        if slot.dead or slot.stage == FREE:
+            return
+        if slot.stage == HEAD:
+            self.leave_heads(index)
+        slot.dead = 1
+        slot.next = self.dead_slot
+        self.dead_slot = index
+
+    cdef int finish_turn(self) except -1:
+        """Reaps the dead and tells which topics are idle; never while something walks over an array."""
+        cdef uint32_t index
+        cdef Topic topic
+        cdef list emptied
+        if self.inside:
+            return 0
+        if live_bytes > self.max_live:
+            self.relieve()
+        while self.dead_slot != NONE:
+            index = self.dead_slot
+            self.dead_slot = self.slots[index].next
+            self.reap(index)
+        if self.emptied:
+            emptied = self.emptied
+            self.emptied = []
+            for topic in emptied:
+                if topic_clients(topic) or topic.service.topics.get(topic.name) is not topic:
+                    continue
+                topic_discard(topic)
+                del topic.service.topics[topic.name]
+                self.call(self.on_idle, (topic.service.index, topic.name))
+        assert self.check()
+        return 0
+
+    cdef int reap(self, uint32_t index) except -1:
+        """The one place where a client's socket is closed."""
+        cdef Slot *slot = &self.slots[index]
+        cdef uint32_t generation = slot.generation + 1
+        self.leave_topic(index)
+        if slot.stage == OPEN:
+            (<Service>self.services[slot.service]).connections -= 1
+        self.free_buffers(slot)
+        close(slot.fd)
+        memset(slot, 0, sizeof(Slot))
+        slot.generation = generation
+        slot.next = self.free_slot
+        self.free_slot = index
+        self.used -= 1
+        return 0
+
+    cdef void free_buffers(self, Slot *slot) noexcept:
+        backlog_free(slot.backlog)
+        slot.backlog = NULL
+        inbound_drop(slot)
+
+    cdef int relieve(self) except -1:
+        """The process owes too much: those who owe most go first, with 1013, until it holds."""
+        cdef uint32_t i, worst
+        cdef size_t most
+        while live_bytes > self.max_live:
+            worst, most = NONE, 0
+            for i in range(self.high):
+                if self.slots[i].backlog is not NULL and self.slots[i].stage == OPEN and self.slots[i].backlog.bytes > most:
+                    worst, most = i, self.slots[i].backlog.bytes
+            if worst == NONE:
+                return 0
+            self.dismiss(worst, 1013, b"too slow: the relay is short of memory")
+        return 0
+
+    cdef bint check(self) except -1:
+        """The invariants; the debug build asserts them at the end of every turn."""
+        return True
+
+    cdef object call(self, function, tuple args):
+        """A callback. Whatever it raises is reported and ends here: C code has nowhere to send it."""
+        try:
+            return function(*args)
+        except Exception as error:
+            self.on_error(error)
+            return None
+
+    cdef void join_heads(self, uint32_t index) noexcept:
+        """The row of unfinished heads, oldest first: it bounds their number and their time."""
+        if self.heads >= MAX_HEADS:
+            self.bury(self.head_first)
+        self.slots[index].next = NONE
+        self.slots[index].previous = self.head_last
+        if self.head_last == NONE:
+            self.head_first = index
+        else:
+            self.slots[self.head_last].next = index
+        self.head_last = index
+        self.heads += 1
+
+    cdef void leave_heads(self, uint32_t index) noexcept:
+        cdef Slot *slot = &self.slots[index]
+        if slot.previous == NONE:
+            self.head_first = slot.next
+        else:
+            self.slots[slot.previous].next = slot.next
+        if slot.next == NONE:
+            self.head_last = slot.previous
+        else:
+            self.slots[slot.next].previous = slot.previous
+        slot.next = slot.previous = NONE
+        self.heads -= 1

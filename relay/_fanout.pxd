@@ -1,0 +1,104 @@
+# The state of the core, in C. What each field means is said here once; the rules that tie them together are the
+# invariants of DESIGN.md, asserted by Core.check() in the debug build.
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef enum:
+    NONE = 0xFFFFFFFF       # no slot, no position
+    KINDS = 1               # kinds of client a burst is built for; a second one will be the event stream
+    WEBSOCKET = 0
+
+cdef enum Stage:
+    FREE = 0
+    HEAD                    # its request head is not complete
+    PARKED                  # judged and accepted; the 101 waits for the topic
+    OPEN                    # a websocket
+    CLOSING                 # our last bytes are sent or queued; the peer's end is awaited
+
+cdef struct Burst:
+    # Finished bytes, shared by all who still owe them. Grows while it is a topic's open burst, then never changes.
+    Burst *next             # the next sealed one of the topic
+    size_t size             # bytes used
+    size_t room             # bytes allocated for data
+    uint32_t refs
+    uint32_t frames
+    uint32_t end            # sealed: positions below this one get it
+    uint32_t cursor         # sealed: the next position to serve
+    uint8_t kind
+    uint8_t min_version     # clients below this protocol version do not get it
+    uint8_t opaque          # one unit, not a row of websocket frames (an HTTP answer)
+    unsigned char data[1]
+
+cdef struct Owed:
+    Burst *burst
+    size_t start            # the next byte to send
+    size_t end
+    uint32_t since          # tick at which it began to wait
+
+cdef struct Backlog:
+    Owed *ring
+    uint32_t first
+    uint32_t count
+    uint32_t room           # a power of two
+    size_t bytes            # all that is not sent yet
+    size_t boundary         # in the first entry: where the frame in progress ends; == its start between two frames
+    Burst *large            # the one waiting frame that is larger than the bound, or NULL
+
+cdef struct Inbound:
+    # What of a client's bytes waits for more; freed when there is nothing.
+    unsigned char *data     # the beginning of a head or a frame
+    size_t size
+    size_t room
+    size_t need             # parse again when size reaches this
+    unsigned char *message  # the fragments of a message so far
+    size_t message_size
+    uint32_t fragments
+    uint8_t opcode          # of the first fragment; 0 when no message is open
+    unsigned char *answer   # the 101 of a parked client
+    size_t answer_size
+
+cdef struct Slot:
+    Backlog *backlog        # NULL while everything was taken at once
+    Inbound *inbound
+    void *topic             # borrowed Topic, or NULL
+    int fd
+    uint32_t generation     # tells a stale epoll event or handle
+    uint32_t position       # in the topic's array
+    uint32_t next           # in the free list, the dead list or the row of unfinished heads
+    uint32_t previous       # in the row of unfinished heads
+    uint32_t heard          # tick of the last sign of life
+    uint32_t deadline       # tick at which a head or a close is given up
+    uint32_t expires        # tick at which the client's permission ends; 0: never
+    uint32_t refilled       # tick of the token bucket
+    uint16_t tokens         # frames it may send now
+    uint8_t stage
+    uint8_t kind
+    uint8_t version         # of the protocol it asked for
+    uint8_t service
+    uint8_t dead            # in the dead list: reaped at the end of the turn
+    uint8_t farewell        # CLOSING: 1 an HTTP answer, 2 a close frame, 3 and the peer's close has come
+    uint8_t address[16]     # peer, IPv4 mapped into IPv6; zero for a Unix socket
+
+
+cdef class Service:
+    # The values of one listener's service; a slot points to it by number.
+    cdef dict topics        # bytes -> Topic
+    cdef bytes prefix, suffix
+    cdef readonly int index
+    cdef bint newest_only
+    cdef uint32_t ping_every, silence, write_timeout, max_fragments
+    cdef size_t max_message, max_backlog, max_published
+    cdef uint32_t frame_rate, frame_burst
+    cdef uint64_t connections, opened, frames, bytes, oversize, write_errors, replaced
+    cdef dict closes
+
+
+cdef class Topic:
+    cdef Service service
+    cdef bytes name
+    cdef uint32_t *slots    # compact; NONE is the hole of one who left during a delivery
+    cdef uint32_t count, room, holes
+    cdef Burst *open[KINDS] # what grows
+    cdef Burst *sealed      # what is being delivered, oldest first
+    cdef Burst *last
+    cdef bint queued        # in Core.ready
+    cdef Topic next

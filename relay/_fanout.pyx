@@ -1,0 +1,502 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The fan-out core: sockets, websocket frames, topics. It knows no Redis command, no settings and no service rule.
+
+How bytes move. `consume` turns pub/sub replies into frames at the end of each topic's open burst. `flush` seals the
+bursts and gives each client of the topic one send(2) of the shared bytes; whoever does not take them at once owes a
+reference (his backlog) and waits for EPOLLOUT. `poll` serves the sockets: accepts, request heads, inbound frames,
+drains. `tick` (every 100 ms) sends heartbeats and gives up on the silent. Closing is always deferred: a connection
+that is over is marked dead and reaped at the end of the turn, when nothing walks over an array any more.
+
+Client sockets live in an epoll instance of the core's own, whose one file descriptor the event loop watches: a client
+costs a C struct and no Python object. One thread owns the loop and the core; after a fork make a new one.
+"""
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_GetItem
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
+from libc.string cimport memcmp, memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport close
+
+include "_frames.pxi"
+include "_topics.pxi"
+
+cdef extern from * nogil:
+    """
+    #include <arpa/inet.h>
+    #include <netinet/in.h>
+    #include <netinet/tcp.h>
+    #include <string.h>
+    #include <sys/epoll.h>
+    #include <sys/socket.h>
+    #include <sys/uio.h>
+    #ifndef TCP_NOTSENT_LOWAT
+    #define TCP_NOTSENT_LOWAT 25
+    #endif
+
+    /* accept4 with what every client socket gets; the peer's address, IPv4 mapped, zero for a Unix socket. */
+    static int relay_accept(int listener, unsigned char address[16]) {
+        struct sockaddr_storage peer;
+        socklen_t size = sizeof peer;
+        int fd = accept4(listener, (struct sockaddr *)&peer, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        int one = 1, lowat = 16384;
+        memset(address, 0, 16);
+        if (fd < 0)
+            return fd;
+        if (peer.ss_family == AF_INET6) {
+            memcpy(address, &((struct sockaddr_in6 *)&peer)->sin6_addr, 16);
+        } else if (peer.ss_family == AF_INET) {
+            address[10] = address[11] = 255;
+            memcpy(address + 12, &((struct sockaddr_in *)&peer)->sin_addr, 4);
+        } else {
+            return fd;
+        }
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        /* What waits must wait with us and be counted: with kernel defaults a client that never reads swallows 4 MB. */
+        setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &lowat, sizeof lowat);
+        return fd;
+    }
+
+    static int relay_watch(int ep, int op, int fd, unsigned events, unsigned long long data) {
+        struct epoll_event event;
+        memset(&event, 0, sizeof event);
+        event.events = events;
+        event.data.u64 = data;
+        return epoll_ctl(ep, op, fd, &event);
+    }
+    """
+    int relay_accept(int listener, unsigned char *address)
+    int relay_watch(int ep, int op, int fd, unsigned events, unsigned long long data)
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_wait(int ep, epoll_event *events, int most, int timeout)
+    enum: EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLL_CLOEXEC
+    enum: EPOLLIN, EPOLLOUT
+    enum: MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR
+    ssize_t send(int fd, const void *data, size_t size, int flags)
+    ssize_t recv(int fd, void *data, size_t size, int flags)
+    int shutdown(int fd, int how)
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+    ssize_t sendmsg(int fd, const msghdr *message, int flags)
+    void *memmem(const void *data, size_t size, const void *part, size_t length)
+    const char *RELAY_BUILD
+
+BUILD = RELAY_BUILD.decode()
+TICK = 0.1  # seconds between two calls of Core.tick
+
+cdef enum:
+    TICKS_PER_SECOND = 10
+    EVENTS = 256            # epoll events of one round
+    ROUNDS = 4              # rounds of one poll
+    ACCEPTS = 64            # connections taken from one listener in one round
+    SLICE_NS = 2000000      # deliveries and handshakes run so long before the event loop gets its turn
+    INBOX = 65536           # one read of a client
+    MAX_HEAD = 8192         # bytes of a request head (delivery, section 3)
+    MAX_HEADS = 1024        # unfinished heads; the oldest gives way
+    HEAD_TICKS = 50         # 5 s
+    LINGER_TICKS = 20       # 2 s for the peer's close or end of file
+    CATCH_UP = 5            # ticks that one call makes up for: a stopped process must not judge by time it slept
+    RESERVE = 16            # slots above the limit, from which health paths are answered
+    VECTOR = 64
+    LISTENER = 0x80000000   # marks a listener in an epoll event
+    SWEEP = 10              # every slot is looked at once in so many ticks
+
+cdef const char *HEARTBEAT = b'\x81\x0f{"type":"ping"}\x89\x00'
+cdef size_t HEARTBEAT_SIZE = 19
+cdef const char *JSON_PONG = b'{"type":"pong"}'
+cdef bytes MESSAGE = b"message"
+
+
+cdef bytes plain_answer(bytes status, bytes sentence, bytes extra=b""):
+    return b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n%b\r\n%b" % (
+        status, len(sentence), extra, sentence)
+
+
+cdef bytes HEAD_TOO_SLOW = plain_answer(b"408 Request Timeout", b"The request head was not complete in 5 s.\n")
+cdef bytes HEAD_TOO_LARGE = plain_answer(b"431 Request Header Fields Too Large", b"The request head has more than 8192 bytes.\n")
+cdef bytes UNDECIDED = plain_answer(b"500 Internal Server Error", b"The relay failed to judge this request; its log says why.\n")
+cdef bytes FULL = plain_answer(b"503 Service Unavailable", b"No room for more connections.\n", b"Retry-After: 5\r\n")
+
+
+cdef inline int64_t now_ns() noexcept:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
+
+
+cdef inline bint is_bytes(object value, bytes text) noexcept:
+    return type(value) is bytes and PyBytes_GET_SIZE(value) == PyBytes_GET_SIZE(text) and \
+        memcmp(PyBytes_AS_STRING(value), PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text)) == 0
+
+
+cdef uint32_t ticks(double seconds) except? 0:
+    if not 0 < seconds < 1e8:
+        raise ValueError(f"{seconds} s is no interval")
+    return max(1, <uint32_t>(seconds * TICKS_PER_SECOND + 0.5))
+
+
+@cython.final
+cdef class Service:
+    def __cinit__(self):
+        self.topics = {}
+        self.closes = {}
+
+
+@cython.final
+@cython.no_gc
+cdef class Topic:
+    def __dealloc__(self):
+        topic_discard(self)
+        PyMem_RawFree(self.slots)
+
+
+include "_clients.pxi"
+include "_sockets.pxi"
+
+
+@cython.final
+cdef class Core(Sockets):
+    """All sockets of a process.
+
+    Args:
+        limit: connections at once; those above it are shown to `on_request` with `full` true and should be refused.
+        max_live: bytes of frames alive in the process; above it those who owe most are closed with 1013.
+        on_request: `(client, service, head, full)` for each complete request head, bytes up to the blank line. It
+            must call `accept` or `refuse`; a client left undecided is answered 500.
+        on_text: `(client, service, text)` for each text message that is not the plain `{"type":"pong"}`.
+        on_idle: `(service, topic)` when a topic has lost its last client.
+        on_error: `(exception)` for whatever one of the others raised.
+
+    `client` is an int naming one connection for its lifetime; calls with one that is gone do nothing and say so.
+
+    Raises:
+        OSError: no epoll instance could be made.
+    """
+
+    # ---- from Redis to the bursts ----
+
+    def consume(self, reader, int service) -> list:
+        """Runs a `hiredis.Reader` dry: messages for watched topics become frames, the rest is returned in order.
+
+        Stops behind an acknowledgement (and any other reply that is no message), so that what it means takes effect
+        before the messages behind it: call again until the list is empty.
+
+        Raises:
+            hiredis.ProtocolError: bytes that are no reply.
+        """
+        cdef Service s = self.services[service]
+        cdef list rest = []
+        cdef object reply, first
+        cdef void *topic
+        gets = reader.gets
+        while True:
+            reply = gets()
+            if reply is False:  # what hiredis says when it has no whole reply left
+                return rest
+            if type(reply) is not list or PyList_GET_SIZE(reply) != 3:
+                rest.append(reply)
+                return rest
+            first = <object>PyList_GET_ITEM(reply, 0)
+            if not is_bytes(first, MESSAGE):
+                rest.append(reply)
+                return rest
+            topic = <void *>PyDict_GetItem(s.topics, <object>PyList_GET_ITEM(reply, 1))
+            if topic is NULL:
+                rest.append(reply)
+                continue
+            self.append_message(<Topic>topic, <object>PyList_GET_ITEM(reply, 2))
+
+    cdef int append_message(self, Topic topic, object payload) except -1:
+        """The envelope around the escaped text, at the end of the open burst."""
+        cdef const unsigned char *text = <const unsigned char *>PyBytes_AS_STRING(payload)
+        cdef Py_ssize_t length = PyBytes_GET_SIZE(payload)
+        cdef Service service = topic.service
+        cdef size_t size = <size_t>length, inner, body
+        cdef bint ascii = True, plain
+        cdef unsigned char *out
+        cdef Burst *burst
+        if size > service.max_published:
+            service.oversize += 1
+            return 0
+        plain = is_plain(text, size, &ascii)
+        if not ascii:
+            # The interpreter's decoder judges and mends: every byte that is no UTF-8 becomes U+FFFD.
+            payload = PyUnicode_DecodeUTF8(<const char *>text, length, b"replace")
+            text = <const unsigned char *>PyUnicode_AsUTF8AndSize(payload, &length)
+            size = <size_t>length
+        inner = size if plain else escaped_size(text, size)
+        body = PyBytes_GET_SIZE(service.prefix) + inner + PyBytes_GET_SIZE(service.suffix)
+        burst = self.room_for(topic, header_size(body) + body)
+        out = write_header(burst.data + burst.size, TEXT, body)
+        memcpy(out, PyBytes_AS_STRING(service.prefix), PyBytes_GET_SIZE(service.prefix))
+        out += PyBytes_GET_SIZE(service.prefix)
+        if plain:
+            memcpy(out, text, size)
+            out += size
+        else:
+            out = escape(out, text, size)
+        memcpy(out, PyBytes_AS_STRING(service.suffix), PyBytes_GET_SIZE(service.suffix))
+        self.appended(topic, burst, header_size(body) + body)
+        return 0
+
+    cdef Burst *room_for(self, Topic topic, size_t size) except NULL:
+        """The topic's open burst with room for `size` bytes more. A frame above the bound travels alone: it is excused."""
+        cdef Burst *burst = topic.open[WEBSOCKET]
+        if burst is not NULL and size > topic.service.max_backlog:
+            topic_seal(topic, WEBSOCKET)
+            burst = NULL
+        if burst is not NULL and topic.service.newest_only:
+            burst.size = 0
+            burst.frames = 0
+        if burst is NULL:
+            burst = burst_new(max(size, <size_t>192))
+        else:
+            burst = burst_grow(burst, size)
+        topic.open[WEBSOCKET] = burst
+        return burst
+
+    cdef int appended(self, Topic topic, Burst *burst, size_t size) except -1:
+        burst.size += size
+        burst.frames += 1
+        assert burst.size <= burst.room
+        if size > topic.service.max_backlog:
+            topic_seal(topic, WEBSOCKET)
+        self.enqueue(topic)
+        return 0
+
+    cdef void enqueue(self, Topic topic) noexcept:
+        if topic.queued:
+            return
+        topic.queued = True
+        if self.ready is None:
+            self.ready = topic
+        else:
+            self.ready_last.next = topic
+        self.ready_last = topic
+
+    def publish(self, int service, bytes topic, bytes text, int min_version=0) -> bool:
+        """A text frame, `text` being UTF-8 as it is to arrive, to the topic's clients; false where it has none.
+
+        With `min_version` above 0 it goes as a burst of its own to those who asked for that version or a newer one.
+        """
+        cdef Service s = self.services[service]
+        cdef Topic t = s.topics.get(topic)
+        cdef size_t body = PyBytes_GET_SIZE(text)
+        cdef Burst *burst
+        if t is None:
+            return False
+        if min_version > 0:
+            topic_seal(t, WEBSOCKET)
+        burst = self.room_for(t, header_size(body) + body)
+        memcpy(write_header(burst.data + burst.size, TEXT, body), PyBytes_AS_STRING(text), body)
+        burst.min_version = <uint8_t>min_version
+        self.appended(t, burst, header_size(body) + body)
+        if min_version > 0:
+            topic_seal(t, WEBSOCKET)
+        return True
+
+    def flush(self) -> bool:
+        """Delivers for at most about 2 ms; whether something is left for the next call."""
+        cdef int64_t until = now_ns() + SLICE_NS
+        cdef Topic topic
+        cdef int kind
+        self.inside = True
+        try:
+            while self.ready is not None:
+                topic = self.ready
+                self.ready = topic.next
+                topic.next = None
+                topic.queued = False
+                if topic.sealed is NULL:
+                    for kind in range(KINDS):
+                        topic_seal(topic, kind)
+                self.deliver(topic, until)
+                if topic_waits(topic):
+                    self.enqueue(topic)
+                if now_ns() >= until:
+                    break
+        finally:
+            self.inside = False
+            self.finish_turn()
+        return self.ready is not None
+
+    cdef int deliver(self, Topic topic, int64_t until) except -1:
+        """Each sealed burst to each client it is for, in one send; stops where the time is up."""
+        cdef Burst *burst
+        cdef uint32_t index
+        while topic.sealed is not NULL:
+            burst = topic.sealed
+            while burst.cursor < burst.end:
+                index = topic.slots[burst.cursor]
+                burst.cursor += 1
+                if index != NONE:
+                    self.push(topic.service, index, burst)
+                if burst.cursor & 15 == 0 and now_ns() >= until:
+                    return 0
+            topic.sealed = burst.next
+            burst_release(burst)
+        topic.last = NULL
+        topic_close_holes(topic, self.slots)
+        return 0
+
+    cdef int push(self, Service service, uint32_t index, Burst *burst) except -1:
+        cdef Slot *slot = &self.slots[index]
+        cdef ssize_t sent
+        if slot.dead or burst.min_version > slot.version or burst.kind != slot.kind:
+            return 0
+        service.frames += burst.frames
+        service.bytes += burst.size
+        if slot.backlog is not NULL:
+            return self.owe(service, index, burst, 0)
+        sent = send(slot.fd, burst.data, burst.size, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if sent == <ssize_t>burst.size:
+            return 0
+        if sent < 0:
+            if errno != EAGAIN and errno != EINTR:
+                service.write_errors += 1
+                self.bury(index)
+                return 0
+            sent = 0
+        return self.owe(service, index, burst, sent)
+
+    def attach(self, uint64_t client, topic, bytes first=b"") -> bool:
+        """Sends a parked client its 101 and `first` (a text message) in one write, and puts it in the topic.
+
+        What is already in the topic's open burst was published before it joined: it does not get that.
+
+        Args:
+            client: a parked one.
+            topic: bytes, or None for none.
+            first: UTF-8, for this client alone.
+
+        Returns:
+            Whether the client was still there.
+        """
+        cdef Slot *slot = self.find(client)
+        cdef Burst *burst
+        cdef size_t size = PyBytes_GET_SIZE(first), answer
+        cdef uint32_t index
+        cdef Service service
+        if slot is NULL or slot.stage != PARKED:
+            return False
+        index = self.index_of(slot)
+        service = self.services[slot.service]
+        answer = slot.inbound.answer_size
+        burst = burst_new(answer + (header_size(size) + size if size else 0))
+        try:
+            memcpy(burst.data, slot.inbound.answer, answer)
+            burst.size = answer
+            if size:
+                memcpy(write_header(burst.data + answer, TEXT, size), PyBytes_AS_STRING(first), size)
+                burst.size += header_size(size) + size
+                service.frames += 1
+            self.open_up(slot, service)
+            self.say(index, burst.data, burst.size)
+            if topic is not None and slot.stage == OPEN:
+                self.join(service, topic, index)
+            if slot.inbound is not NULL and slot.stage == OPEN and not slot.dead:
+                self.take_frames(index, slot.inbound.data, slot.inbound.size, True)
+        finally:
+            burst_release(burst)
+        return True
+
+    cdef int open_up(self, Slot *slot, Service service) except -1:
+        PyMem_RawFree(slot.inbound.answer)
+        slot.inbound.answer = NULL
+        slot.inbound.answer_size = 0
+        slot.stage = OPEN
+        slot.kind = WEBSOCKET
+        slot.heard = self.now
+        slot.tokens = <uint16_t>min(service.frame_burst, <uint32_t>65535)
+        slot.refilled = self.now
+        service.connections += 1
+        service.opened += 1
+        if slot.inbound.size == 0:
+            inbound_drop(slot)
+        return 0
+
+    cdef int join(self, Service service, bytes name, uint32_t index) except -1:
+        cdef Topic topic = service.topics.get(name)
+        cdef int kind
+        if topic is None:
+            topic = Topic.__new__(Topic)
+            topic.service, topic.name = service, name
+            service.topics[name] = topic
+        for kind in range(KINDS):
+            topic_seal(topic, kind)
+        topic_join(topic, index, &self.slots[index])
+        return 0
+
+    def close_topic(self, int service, bytes topic, int code, bytes reason=b"") -> int:
+        """Closes every client of a topic; how many there were."""
+        cdef Service s = self.services[service]
+        cdef Topic t = s.topics.get(topic)
+        cdef list clients
+        if t is None:
+            return 0
+        clients = [self.handle(t.slots[i]) for i in range(t.count) if t.slots[i] != NONE]
+        return sum(self.close(client, code, reason) for client in clients)
+
+    def watched(self, int service, bytes topic) -> bool:
+        """Whether the topic has clients."""
+        cdef Topic t = (<Service>self.services[service]).topics.get(topic)
+        return t is not None and topic_clients(t) > 0
+
+    # ---- the invariants ----
+
+    cdef bint check(self) except -1:
+        """The invariants of DESIGN.md; true or AssertionError. The release build never calls it."""
+        cdef uint32_t i, open = 0
+        cdef Service service
+        cdef Topic topic
+        for service in self.services:
+            for name, topic in service.topics.items():
+                assert topic_clients(topic) > 0 and topic.name == name
+                assert topic.holes == 0 or topic.sealed is not NULL
+                open += self.check_topic(topic)
+        for i in range(self.high):
+            if self.slots[i].topic is not NULL:
+                open -= 1
+            if self.slots[i].stage == OPEN:
+                assert self.slots[i].fd >= 0
+            if self.slots[i].backlog is not NULL:
+                self.check_backlog(&self.slots[i])
+        assert open == 0
+        return True
+
+    cdef uint32_t check_topic(self, Topic topic) except? 0:
+        """A slot is in a topic's array if and only if that is its topic."""
+        cdef uint32_t position, index, clients = 0
+        for position in range(topic.count):
+            index = topic.slots[position]
+            if index != NONE:
+                assert self.slots[index].topic is <void *>topic and self.slots[index].position == position
+                clients += 1
+        assert clients == topic_clients(topic)
+        return clients
+
+    cdef int check_backlog(self, Slot *slot) except -1:
+        """Bytes are counted, never estimated; what waits stays within its bound."""
+        cdef Backlog *backlog = slot.backlog
+        cdef Service service = self.services[slot.service]
+        cdef uint32_t i
+        cdef size_t bytes = 0
+        for i in range(backlog.count):
+            assert backlog_at(backlog, i).start < backlog_at(backlog, i).end <= backlog_at(backlog, i).burst.size
+            bytes += backlog_at(backlog, i).end - backlog_at(backlog, i).start
+        assert bytes == backlog.bytes
+        if backlog.count and slot.stage == OPEN:
+            assert backlog_at(backlog, 0).start <= backlog.boundary <= backlog_at(backlog, 0).end
+            assert backlog_waiting(backlog) <= service.max_backlog or service.newest_only
+        return 0

@@ -1,0 +1,423 @@
+# What comes from the clients: connections, request heads, frames; and what comes from the clock.
+
+@cython.internal
+cdef class Sockets(Clients):
+    """Clients whose sockets are served."""
+
+    # ---- listening ----
+
+    def listen(self, int fd, int service) -> None:
+        """Accepts on a listening, non-blocking socket, which stays the caller's.
+
+        Raises:
+            OSError: the descriptor cannot be watched.
+        """
+        if not 0 <= service < len(self.services):
+            raise ValueError(f"no service {service}")
+        if relay_watch(self.ep, EPOLL_CTL_ADD, fd, EPOLLIN, LISTENER | <uint32_t>len(self.listeners)) < 0:
+            raise OSError(errno, f"descriptor {fd} cannot be watched")
+        self.listeners.append((fd, service, [True]))
+
+    def stop_listening(self) -> None:
+        """No more accepts, on any listener."""
+        for fd, _, watched in self.listeners:
+            if watched[0]:
+                relay_watch(self.ep, EPOLL_CTL_DEL, fd, 0, 0)
+        self.listeners = [(-1, service, [True]) for _, service, _ in self.listeners]
+
+    # ---- the turn ----
+
+    def poll(self) -> None:
+        """Serves whatever sockets are ready, for at most about 2 ms. Call it whenever `fileno` is readable."""
+        cdef int64_t until = now_ns() + SLICE_NS
+        cdef int n, i, turn
+        self.inside = True
+        try:
+            for turn in range(ROUNDS):
+                n = epoll_wait(self.ep, self.events, EVENTS, 0)
+                for i in range(n):
+                    self.on_event(self.events[i].data.u64, self.events[i].events)
+                    if now_ns() >= until:
+                        return  # level-triggered: what is left is reported again, behind those not seen yet
+                if n < EVENTS:
+                    return
+        finally:
+            self.inside = False
+            self.finish_turn()
+
+    cdef int on_event(self, uint64_t data, uint32_t events) except -1:
+        cdef uint32_t index = data & 0xFFFFFFFF
+        cdef Slot *slot
+        if index & LISTENER:
+            return self.accept_some(index & ~<uint32_t>LISTENER)
+        slot = self.find(data)
+        if slot is NULL:
+            return 0  # stale: the connection ended in this very turn
+        if events & EPOLLOUT:
+            self.drain(index)
+        if events & ~<uint32_t>EPOLLOUT and not slot.dead:
+            self.on_readable(index)
+        return 0
+
+    # ---- accepting ----
+
+    cdef int accept_some(self, uint32_t which) except -1:
+        cdef int fd, service, listener, i
+        cdef unsigned char address[16]
+        listener, service, watched = self.listeners[which]
+        if listener < 0:
+            return 0
+        for i in range(ACCEPTS):
+            fd = relay_accept(listener, address)
+            if fd >= 0:
+                self.admit(fd, service, address)
+            elif errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+                # Level-triggered, it would spin until a descriptor is free: looked at again by the next tick.
+                relay_watch(self.ep, EPOLL_CTL_DEL, listener, 0, 0)
+                watched[0] = False
+                return 0
+            elif errno != ECONNABORTED and errno != EINTR:
+                return 0
+        return 0
+
+    cdef int admit(self, int fd, int service, const unsigned char *address) except -1:
+        cdef uint32_t index = self.free_slot
+        cdef Slot *slot
+        if index != NONE:
+            self.free_slot = self.slots[index].next
+        elif self.high < self.capacity:
+            index = self.high
+            self.high += 1
+        else:
+            send(fd, PyBytes_AS_STRING(FULL), PyBytes_GET_SIZE(FULL), MSG_DONTWAIT | MSG_NOSIGNAL)
+            close(fd)
+            return 0
+        slot = &self.slots[index]
+        slot.fd = fd
+        slot.stage = HEAD
+        slot.service = <uint8_t>service
+        slot.topic = NULL
+        slot.position = NONE
+        slot.deadline = self.now + HEAD_TICKS
+        memcpy(slot.address, address, 16)
+        self.used += 1
+        self.join_heads(index)
+        if relay_watch(self.ep, EPOLL_CTL_ADD, fd, EPOLLIN, self.handle(index)) < 0:
+            self.bury(index)
+        return 0
+
+    # ---- reading ----
+
+    cdef int on_readable(self, uint32_t index) except -1:
+        """One read: into the shared inbox, or behind what waits for more."""
+        cdef Slot *slot = &self.slots[index]
+        cdef Inbound *inbound = slot.inbound
+        cdef unsigned char *data = self.inbox
+        cdef size_t size = 0, room = INBOX
+        cdef ssize_t n
+        if inbound is not NULL and inbound.size:
+            self.make_room(inbound)
+            data, size, room = inbound.data, inbound.size, inbound.room
+        n = recv(slot.fd, data + size, room - size, MSG_DONTWAIT)
+        if n <= 0:
+            if n == 0 or (errno != EAGAIN and errno != EINTR):
+                self.bury(index)
+            return 0
+        size += n
+        if data is not self.inbox:
+            inbound.size = size
+        if slot.stage == HEAD:
+            self.take_head(index, data, size)
+        elif slot.stage == PARKED:
+            self.keep(slot, data, size, 0, 0)
+            if slot.inbound.size > MAX_HEAD:
+                self.bury(index)  # a client must await the 101 (RFC 6455, 4.1)
+        elif slot.farewell != 1:
+            self.take_frames(index, data, size, data is not self.inbox)
+        return 0
+
+    cdef int make_room(self, Inbound *inbound) except -1:
+        """For the next read: what the frame needs, but never far ahead of what has come."""
+        if inbound.room == inbound.size:
+            self.grow_inbound(inbound, min(max(inbound.need, inbound.size + 1), 2 * inbound.size + 4096))
+        return 0
+
+    cdef int keep(self, Slot *slot, unsigned char *data, size_t size, size_t used, size_t need) except -1:
+        """Keeps data[used:size] for the next read; nothing left, nothing kept."""
+        cdef Inbound *inbound = slot.inbound
+        cdef size_t left = size - used
+        if inbound is not NULL and data is inbound.data:
+            memmove(data, data + used, left)
+            inbound.size = left
+        elif left:
+            inbound = inbound_of(slot)
+            if inbound.room < inbound.size + left:
+                self.grow_inbound(inbound, inbound.size + left)
+            memcpy(inbound.data + inbound.size, data + used, left)
+            inbound.size += left
+        if inbound is NULL:
+            return 0
+        inbound.need = need
+        if inbound.size == 0 and inbound.answer is NULL and inbound.opcode == 0:
+            inbound_drop(slot)
+        return 0
+
+    cdef int grow_inbound(self, Inbound *inbound, size_t room) except -1:
+        cdef unsigned char *grown = <unsigned char *>PyMem_RawRealloc(inbound.data, room)
+        if grown is NULL:
+            raise MemoryError
+        inbound.data = grown
+        inbound.room = room
+        return 0
+
+    cdef int take_head(self, uint32_t index, unsigned char *data, size_t size) except -1:
+        """A request head up to its blank line; Python judges it."""
+        cdef Slot *slot = &self.slots[index]
+        cdef uint64_t client = self.handle(index)
+        cdef unsigned char *end = <unsigned char *>memmem(data, size, b"\r\n\r\n", 4)
+        cdef size_t length
+        if end is NULL:
+            if size >= MAX_HEAD:
+                return self.turn_away(index, HEAD_TOO_LARGE)
+            return self.keep(slot, data, size, 0, MAX_HEAD)
+        length = end + 4 - data
+        if length > MAX_HEAD:
+            return self.turn_away(index, HEAD_TOO_LARGE)
+        head = PyBytes_FromStringAndSize(<char *>data, length)
+        self.keep(slot, data, size, length, 0)
+        self.call(self.on_request, (client, slot.service, head, self.used > self.limit))
+        slot = self.find(client)
+        if slot is not NULL and slot.stage == HEAD:
+            self.turn_away(index, UNDECIDED)
+        return 0
+
+    cdef int take_frames(self, uint32_t index, unsigned char *data, size_t size, bint kept) except -1:
+        """Serves the whole frames in data; what is left waits for more."""
+        cdef Slot *slot = &self.slots[index]
+        cdef Header header
+        cdef size_t used = 0, need = 0
+        cdef int known
+        cdef Service service = self.services[slot.service]
+        while True:
+            known = read_header(data + used, size - used, &header)
+            need = header.size
+            if known < 0:
+                return self.fail(index, 1002, b"protocol error: see RFC 6455, section 5.2")
+            if known == 0:
+                break
+            if header.opcode < CLOSE and header.payload > service.max_message:
+                return self.fail(index, 1009, b"message too big")
+            need = header.size + <size_t>header.payload  # payload is at most max_message or 125 here
+            if size - used < need:
+                break
+            unmask(data + used + header.size, <size_t>header.payload, header.key)
+            self.on_frame(index, service, &header, data + used + header.size)
+            used += need
+            need = 0
+            if slot.dead or (slot.stage == CLOSING and slot.farewell != 2):
+                return 0
+            if used == size:
+                break
+        return self.keep(slot, data, size, used, need)
+
+    cdef int on_frame(self, uint32_t index, Service service, Header *header, unsigned char *data) except -1:
+        cdef Slot *slot = &self.slots[index]
+        cdef size_t size = <size_t>header.payload
+        slot.heard = self.now
+        if header.opcode == CLOSE:
+            return self.on_close(index, data, size)
+        if slot.stage == CLOSING:
+            return 0
+        if service.frame_rate and not self.spend_token(slot, service):
+            return self.fail(index, 1008, b"too many frames")
+        if header.opcode == PING:
+            return self.on_ping(index, data, size)
+        if header.opcode == PONG:
+            return 0
+        return self.on_data(index, service, header, data, size)
+
+    cdef bint spend_token(self, Slot *slot, Service service) noexcept:
+        cdef uint32_t earned = (self.now - slot.refilled) * service.frame_rate / TICKS_PER_SECOND
+        if earned:
+            slot.tokens = <uint16_t>min(slot.tokens + earned, service.frame_burst)
+            slot.refilled = self.now
+        if slot.tokens == 0:
+            return False
+        slot.tokens -= 1
+        return True
+
+    cdef int on_ping(self, uint32_t index, const unsigned char *data, size_t size) except -1:
+        cdef unsigned char frame[127]
+        memcpy(write_header(frame, PONG, size), data, size)
+        return self.say(index, frame, 2 + size)
+
+    cdef int on_close(self, uint32_t index, const unsigned char *data, size_t size) except -1:
+        """RFC 6455, 5.5.1: the close is answered with its own code, then we close the connection first (7.1.1)."""
+        cdef Slot *slot = &self.slots[index]
+        cdef unsigned int code = 1000
+        if size >= 2:
+            code = <unsigned int>data[0] << 8 | data[1]
+        if size == 1 or not close_code_valid(code):
+            return self.fail(index, 1002, b"close frame with no valid code")
+        if size > 2 and not is_utf8(data + 2, size - 2):
+            return self.fail(index, 1007, b"close reason is not UTF-8")
+        self.part(index, code, b"", False)
+        if slot.dead:
+            return 0
+        slot.farewell = 3
+        return self.all_sent(index)
+
+    cdef int on_data(self, uint32_t index, Service service, Header *header, unsigned char *data, size_t size) except -1:
+        """A text or binary frame: a whole message, or a fragment of one (RFC 6455, 5.4)."""
+        cdef Slot *slot = &self.slots[index]
+        cdef Inbound *inbound = slot.inbound
+        cdef int opcode = header.opcode
+        cdef bint open = inbound is not NULL and inbound.opcode != 0
+        if open != (opcode == CONTINUATION):
+            return self.fail(index, 1002, b"fragments out of order: see RFC 6455, section 5.4")
+        if header.final and not open:
+            return self.on_message(index, opcode, data, size)
+        if not open:
+            inbound = inbound_of(slot)
+            inbound.opcode = <uint8_t>opcode
+        inbound.fragments += 1
+        if inbound.fragments > service.max_fragments or inbound.message_size + size > service.max_message:
+            return self.fail(index, 1009, b"message too big, or of too many fragments")
+        self.append_fragment(inbound, data, size)
+        if not header.final:
+            return 0
+        opcode = inbound.opcode
+        data, size = inbound.message, inbound.message_size
+        inbound.message = NULL
+        inbound.message_size = inbound.fragments = inbound.opcode = 0
+        try:
+            return self.on_message(index, opcode, data, size)
+        finally:
+            PyMem_RawFree(data)
+
+    cdef int append_fragment(self, Inbound *inbound, const unsigned char *data, size_t size) except -1:
+        cdef unsigned char *grown
+        if size == 0:
+            return 0
+        grown = <unsigned char *>PyMem_RawRealloc(inbound.message, inbound.message_size + size)
+        if grown is NULL:
+            raise MemoryError
+        memcpy(grown + inbound.message_size, data, size)
+        inbound.message = grown
+        inbound.message_size += size
+        return 0
+
+    cdef int on_message(self, uint32_t index, int opcode, const unsigned char *data, size_t size) except -1:
+        if opcode == TEXT and not (size == 15 and memcmp(data, JSON_PONG, 15) == 0):
+            if size and not is_utf8(data, size):
+                return self.fail(index, 1007, b"text is not UTF-8")
+            text = PyBytes_FromStringAndSize(<const char *>data, size)
+            self.call(self.on_text, (self.handle(index), self.slots[index].service, text))
+        return 0
+
+    cdef int fail(self, uint32_t index, int code, bytes reason) except -1:
+        """The peer broke a rule: a close frame, the end of our half, and whatever it still sends is thrown away."""
+        cdef Slot *slot = &self.slots[index]
+        self.part(index, code, reason, True)
+        if slot.dead:
+            return 0
+        inbound_drop(slot)
+        slot.farewell = 1
+        return self.all_sent(index)
+
+    # ---- time ----
+
+    def tick(self) -> None:
+        """Heartbeats, deadlines, the silent and the slow. Call it every TICK seconds.
+
+        The core's clock stands still while the process does: after a stop of minutes nobody is judged by pongs that
+        wait in the sockets unread.
+        """
+        cdef int64_t elapsed = (now_ns() - self.last_tick) // 100000000
+        cdef int64_t i
+        self.last_tick += elapsed * 100000000
+        self.inside = True
+        try:
+            for i in range(min(elapsed, <int64_t>CATCH_UP)):
+                self.now += 1
+                self.expire_heads()
+                self.sweep()
+                for service in self.services:
+                    self.send_heartbeats(service)
+            self.watch_again()
+        finally:
+            self.inside = False
+            self.finish_turn()
+
+    cdef int expire_heads(self) except -1:
+        cdef uint32_t index
+        while self.head_first != NONE and self.slots[self.head_first].deadline <= self.now:
+            index = self.head_first
+            if self.slots[index].inbound is NULL:
+                self.bury(index)  # it never said a word: a port scan, or a browser's spare connection
+            else:
+                self.turn_away(index, HEAD_TOO_SLOW)
+        return 0
+
+    cdef int sweep(self) except -1:
+        """A tenth of the slots: each is looked at once a second."""
+        cdef uint32_t i
+        cdef Slot *slot
+        cdef Service service
+        for i in range(self.now % SWEEP, self.high, SWEEP):
+            slot = &self.slots[i]
+            if slot.dead:
+                continue
+            if slot.stage == CLOSING:
+                if slot.deadline <= self.now:
+                    self.bury(i)
+                continue
+            if slot.stage != OPEN:
+                continue
+            service = self.services[slot.service]
+            if self.now - slot.heard > service.silence:
+                self.part(i, 1008, b"no pong in time", True)
+                self.bury(i)  # nothing will come from there any more
+            elif slot.expires and slot.expires <= self.now:
+                self.part(i, 1008, b"permission expired", True)
+            elif slot.backlog is not NULL and slot.backlog.count and not service.newest_only and \
+                    self.now - backlog_at(slot.backlog, 0).since > service.write_timeout:
+                self.dismiss(i, 1013, b"too slow: nothing was taken in time")
+        return 0
+
+    cdef int send_heartbeats(self, Service service) except -1:
+        """One in every `ping_every` slots: spread over the interval, without a timer for anyone."""
+        cdef uint32_t i, every = service.ping_every
+        cdef Slot *slot
+        for i in range(self.now % every, self.high, every):
+            slot = &self.slots[i]
+            if slot.stage == OPEN and slot.service == service.index and not slot.dead and slot.backlog is NULL:
+                self.say(i, HEARTBEAT, HEARTBEAT_SIZE)
+        return 0
+
+    cdef int watch_again(self) except -1:
+        """Listeners that were put aside for want of descriptors."""
+        cdef int which
+        for which, (fd, _, watched) in enumerate(self.listeners):
+            if not watched[0] and relay_watch(self.ep, EPOLL_CTL_ADD, fd, EPOLLIN, LISTENER | <uint32_t>which) == 0:
+                watched[0] = True
+        return 0
+
+    # ---- being looked at ----
+
+    def stats(self, int service) -> dict:
+        """Counters of one service: all of them ints, `closes` a dict from close code to how often."""
+        cdef Service s = self.services[service]
+        return {
+            "connections": s.connections, "opened": s.opened, "topics": len(s.topics), "frames": s.frames, "bytes": s.bytes,
+            "oversize": s.oversize, "write_errors": s.write_errors, "replaced": s.replaced, "closes": dict(s.closes),
+        }
+
+    def totals(self) -> dict:
+        """Counters of the process: connections of any stage, unfinished request heads, bytes of live frames."""
+        return {"sockets": self.used, "heads": self.heads, "live_bytes": live_bytes}
+
+    def address(self, uint64_t client):
+        """The peer's address, 16 bytes (IPv4 mapped into IPv6, zero for a Unix socket), or None when it is gone."""
+        cdef Slot *slot = self.find(client)
+        return None if slot is NULL else PyBytes_FromStringAndSize(<char *>slot.address, 16)

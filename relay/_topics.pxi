@@ -1,0 +1,264 @@
+# Bursts, topics and what a slow client is owed. Socket-free: nothing here reads, writes or closes.
+#
+# A topic's array may be reordered only while nothing sealed is left to deliver, because a sealed burst names the
+# clients it is for by position: [cursor, end). Who joins meanwhile stands behind `end`; who leaves becomes a hole.
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
+
+cdef size_t live_bytes = 0   # of all bursts alive, whoever owes them
+
+
+cdef Burst *burst_new(size_t room) except NULL:
+    global live_bytes
+    cdef Burst *burst = <Burst *>PyMem_RawMalloc(sizeof(Burst) + room)
+    if burst is NULL:
+        raise MemoryError
+    memset(burst, 0, sizeof(Burst))
+    burst.refs = 1
+    burst.room = room
+    live_bytes += room
+    return burst
+
+
+cdef Burst *burst_grow(Burst *burst, size_t more) except NULL:
+    """Room for `more` bytes; only the one owner of an open burst may call this."""
+    global live_bytes
+    cdef size_t room = burst.room
+    cdef Burst *grown
+    assert burst.refs == 1
+    if burst.size + more <= room:
+        return burst
+    room = max(2 * room, burst.size + more)
+    grown = <Burst *>PyMem_RawRealloc(burst, sizeof(Burst) + room)
+    if grown is NULL:
+        raise MemoryError
+    live_bytes += room - grown.room
+    grown.room = room
+    return grown
+
+
+cdef inline void burst_release(Burst *burst) noexcept:
+    global live_bytes
+    burst.refs -= 1
+    if burst.refs == 0:
+        live_bytes -= burst.room
+        PyMem_RawFree(burst)
+
+
+cdef Burst *burst_of(const unsigned char *data, size_t size) except NULL:
+    """A burst that is one unit for one client: an answer, a ping, a close."""
+    cdef Burst *burst = burst_new(size)
+    memcpy(burst.data, data, size)
+    burst.size = size
+    burst.opaque = 1
+    return burst
+
+
+# ---- topics ----
+
+cdef int topic_join(Topic topic, uint32_t index, Slot *slot) except -1:
+    cdef uint32_t room
+    cdef uint32_t *grown
+    if topic.count == topic.room:
+        room = 2 * topic.room if topic.room else 1
+        grown = <uint32_t *>PyMem_RawRealloc(topic.slots, room * sizeof(uint32_t))
+        if grown is NULL:
+            raise MemoryError
+        topic.slots = grown
+        topic.room = room
+    topic.slots[topic.count] = index
+    slot.position = topic.count
+    slot.topic = <void *>topic
+    topic.count += 1
+    return 0
+
+
+cdef void topic_leave(Topic topic, Slot *slots, uint32_t index) noexcept:
+    cdef Slot *slot = &slots[index]
+    cdef uint32_t moved
+    if topic.sealed is not NULL:
+        topic.slots[slot.position] = NONE
+        topic.holes += 1
+    else:
+        topic.count -= 1
+        moved = topic.slots[topic.count]
+        topic.slots[slot.position] = moved
+        slots[moved].position = slot.position
+    slot.topic = NULL
+    slot.position = NONE
+
+
+cdef void topic_close_holes(Topic topic, Slot *slots) noexcept:
+    """Once nothing sealed is left. Keeps the order."""
+    cdef uint32_t i, kept = 0
+    if topic.holes == 0:
+        return
+    for i in range(topic.count):
+        if topic.slots[i] != NONE:
+            topic.slots[kept] = topic.slots[i]
+            slots[topic.slots[kept]].position = kept
+            kept += 1
+    topic.count = kept
+    topic.holes = 0
+
+
+cdef inline uint32_t topic_clients(Topic topic) noexcept:
+    return topic.count - topic.holes
+
+
+cdef void topic_seal(Topic topic, int kind) noexcept:
+    """Ends the open burst: it is for those who are in the topic now."""
+    cdef Burst *burst = topic.open[kind]
+    if burst is NULL:
+        return
+    topic.open[kind] = NULL
+    burst.end = topic.count
+    burst.kind = <uint8_t>kind
+    if topic.sealed is NULL:
+        topic.sealed = burst
+    else:
+        topic.last.next = burst
+    topic.last = burst
+
+
+cdef bint topic_waits(Topic topic) noexcept:
+    """Whether anything is left to deliver."""
+    cdef int kind
+    for kind in range(KINDS):
+        if topic.open[kind] is not NULL:
+            return True
+    return topic.sealed is not NULL
+
+
+cdef void topic_discard(Topic topic) noexcept:
+    """Drops whatever waits: nobody is left to get it."""
+    cdef Burst *burst
+    cdef int kind
+    for kind in range(KINDS):
+        if topic.open[kind] is not NULL:
+            burst_release(topic.open[kind])
+            topic.open[kind] = NULL
+    while topic.sealed is not NULL:
+        burst = topic.sealed
+        topic.sealed = burst.next
+        burst_release(burst)
+    topic.last = NULL
+
+
+# ---- backlogs ----
+
+cdef Backlog *backlog_new() except NULL:
+    cdef Backlog *backlog = <Backlog *>PyMem_RawMalloc(sizeof(Backlog))
+    if backlog is NULL:
+        raise MemoryError
+    memset(backlog, 0, sizeof(Backlog))
+    backlog.ring = <Owed *>PyMem_RawMalloc(4 * sizeof(Owed))
+    if backlog.ring is NULL:
+        PyMem_RawFree(backlog)
+        raise MemoryError
+    backlog.room = 4
+    return backlog
+
+
+cdef void backlog_free(Backlog *backlog) noexcept:
+    cdef uint32_t i
+    if backlog is NULL:
+        return
+    for i in range(backlog.count):
+        burst_release(backlog.ring[(backlog.first + i) & (backlog.room - 1)].burst)
+    PyMem_RawFree(backlog.ring)
+    PyMem_RawFree(backlog)
+
+
+cdef inline Owed *backlog_at(Backlog *backlog, uint32_t i) noexcept:
+    return &backlog.ring[(backlog.first + i) & (backlog.room - 1)]
+
+
+cdef int backlog_push(Backlog *backlog, Burst *burst, size_t start, uint32_t now) except -1:
+    """Owes `burst` from `start` on: a reference, not a copy."""
+    cdef Owed *ring
+    cdef uint32_t i
+    if backlog.count == backlog.room:
+        ring = <Owed *>PyMem_RawMalloc(2 * backlog.room * sizeof(Owed))
+        if ring is NULL:
+            raise MemoryError
+        for i in range(backlog.count):
+            ring[i] = backlog_at(backlog, i)[0]
+        PyMem_RawFree(backlog.ring)
+        backlog.ring = ring
+        backlog.room *= 2
+        backlog.first = 0
+    burst.refs += 1
+    ring = backlog_at(backlog, backlog.count)
+    ring.burst = burst
+    ring.start = start
+    ring.end = burst.size
+    ring.since = now
+    backlog.count += 1
+    backlog.bytes += burst.size - start
+    if backlog.count == 1:
+        backlog.boundary = 0
+        backlog_find_boundary(backlog)
+    return 0
+
+
+cdef void backlog_find_boundary(Backlog *backlog) noexcept:
+    """Walks the frame headers of the first entry up to where it has been sent; each frame is walked once."""
+    cdef Owed *owed
+    if backlog.count == 0:
+        return
+    owed = backlog_at(backlog, 0)
+    while backlog.boundary < owed.start:
+        if owed.burst.opaque:
+            backlog.boundary = owed.burst.size
+        else:
+            backlog.boundary += whole_frame(owed.burst.data + backlog.boundary)
+    if owed.start and owed.burst is backlog.large:
+        backlog.large = NULL
+
+
+cdef size_t backlog_waiting(Backlog *backlog) noexcept:
+    """Bytes behind the frame in progress, the one oversize frame left out (delivery, section 3)."""
+    cdef Owed *owed = backlog_at(backlog, 0)
+    cdef size_t large = backlog.large.size if backlog.large is not NULL else 0
+    return backlog.bytes - (backlog.boundary - owed.start) - large
+
+
+cdef void backlog_sent(Backlog *backlog, size_t size) noexcept:
+    cdef Owed *owed
+    cdef size_t part
+    backlog.bytes -= size
+    while size:
+        owed = backlog_at(backlog, 0)
+        part = min(size, owed.end - owed.start)
+        owed.start += part
+        size -= part
+        if owed.start == owed.end:
+            backlog_pop(backlog)
+    backlog_find_boundary(backlog)
+
+
+cdef void backlog_pop(Backlog *backlog) noexcept:
+    cdef Owed *owed = backlog_at(backlog, 0)
+    if owed.burst is backlog.large:
+        backlog.large = NULL
+    burst_release(owed.burst)
+    backlog.first = (backlog.first + 1) & (backlog.room - 1)
+    backlog.count -= 1
+    backlog.boundary = 0
+
+
+cdef void backlog_keep_started(Backlog *backlog) noexcept:
+    """Drops every frame that is not started; the one in progress is kept, for a frame is sent whole or the connection ends."""
+    cdef Owed *owed
+    cdef uint32_t kept = 0, i
+    if backlog.count == 0:
+        return
+    owed = backlog_at(backlog, 0)
+    if owed.start < backlog.boundary:
+        owed.end = backlog.boundary
+        kept = 1
+    for i in range(kept, backlog.count):
+        burst_release(backlog_at(backlog, i).burst)
+    backlog.count = kept
+    backlog.bytes = owed.end - owed.start if kept else 0
+    backlog.large = NULL

@@ -1,0 +1,229 @@
+"""From a request head to a decision: what is asked for, and whether it may be had.
+
+`read` parses and judges (RFC 9112 for the head, RFC 6455 section 4.2 for the upgrade; `websockets`' sans-I/O
+ServerProtocol is the judge of both), `route` says what a path names (contract, section 6). Nothing here has state.
+"""
+
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import Literal
+from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
+
+from websockets.datastructures import Headers
+from websockets.server import ServerProtocol
+
+MAX_HEADERS = 64  # delivery, section 3
+MAX_NAME = 200  # bytes of a decoded run or channel name
+MAX_PARTS = 5  # of a nested run id, such as batch;;<name>;;<run>
+
+RUN = r"[A-Za-z0-9_.;-]+"
+CHANNEL = r"[A-Za-z0-9_.-]+"
+
+Own = Literal["page", "run", "script", "livez", "readyz", "metrics", "health"]
+OWN_PATHS: dict[str, Own] = {
+    "/": "page",
+    "/relay.js": "script",
+    "/livez": "livez",
+    "/readyz": "readyz",
+    "/metrics": "metrics",
+}
+RESERVED = frozenset({"relay.js", "livez", "readyz", "metrics", "health"})
+
+_REQUEST_LINE = re.compile(rb"([!-~]+) ([!-~]+) HTTP/(1\.[01])")
+_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_RUN_PATH = re.compile(rf"/run/{RUN}/?")
+_NAMES = {"preflight": re.compile(RUN), "status": re.compile(f"{RUN}:{CHANNEL}")}
+
+# The judge logs every refusal; what it finds is answered to the client, and a port scan must not flood the log.
+_silent = logging.getLogger(__name__ + ".judge")
+_silent.addHandler(logging.NullHandler())
+_silent.propagate = False
+_silent.setLevel(logging.CRITICAL)
+
+
+class Refused(Exception):
+    """A request that cannot be had.
+
+    Attributes:
+        answer: bytes, the whole HTTP answer.
+    """
+
+    def __init__(self, status: str, sentence: str, extra: Iterable[tuple[str, str]] = ()) -> None:
+        super().__init__(sentence)
+        self.answer = plain(status, sentence + "\n", extra)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A judged request.
+
+    Attributes:
+        method: `GET` or `HEAD`.
+        path: without the query, not decoded.
+        version: of the frame protocol asked for with `?v=`; 0 for clients that know none.
+        headers: as sent.
+        upgrade: the whole 101 answer where a websocket is asked for, else None.
+    """
+
+    method: str
+    path: str
+    version: int
+    headers: Headers
+    upgrade: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a path names: `own`, one of the relay's own pages, or `topic`, a run or channel."""
+
+    own: Own | None = None
+    topic: bytes = b""
+
+
+def plain(
+    status: str, body: str | bytes, extra: Iterable[tuple[str, str]] = (), *, kind: str = "text/plain; charset=utf-8",
+    head: bool = False,
+) -> bytes:
+    """An HTTP answer that ends the connection.
+
+    Args:
+        status: such as `404 Not Found`.
+        body: text or bytes.
+        extra: further headers.
+        kind: its Content-Type.
+        head: leave the body out, as the answer to HEAD does (RFC 9110, section 9.3.2).
+    """
+    content = body.encode() if isinstance(body, str) else body
+    lines = [
+        f"HTTP/1.1 {status}",
+        f"Date: {formatdate(usegmt=True)}",
+        "Connection: close",
+        f"Content-Type: {kind}",
+        f"Content-Length: {len(content)}",
+        "Cache-Control: no-store",
+        "X-Content-Type-Options: nosniff",
+        *(f"{name}: {value}" for name, value in extra),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + (b"" if head else content)
+
+
+def read(head: bytes) -> Request:
+    """Parses and judges a request head.
+
+    Args:
+        head: up to and with its blank line.
+
+    Raises:
+        Refused: not HTTP/1.x, another method than GET or HEAD, too many headers, or no valid upgrade.
+    """
+    line = _REQUEST_LINE.fullmatch(head, 0, head.index(b"\r\n"))
+    if not line:
+        raise Refused("400 Bad Request", "The request line is not METHOD SP TARGET SP HTTP/1.1.")
+    method, target, protocol_version = (part.decode("ascii") for part in line.groups())
+    if method not in ("GET", "HEAD"):
+        raise Refused("405 Method Not Allowed", f"{method[:20]} is not served here: GET and HEAD are.", [("Allow", "GET, HEAD")])
+    if head.count(b"\r\n") - 2 > MAX_HEADERS:
+        raise Refused("431 Request Header Fields Too Large", f"More than {MAX_HEADERS} headers.")
+    judge = ServerProtocol(logger=_silent)
+    # The judge knows GET alone; a HEAD has the same head otherwise.
+    judge.receive_data(b"GET" + head[len(method) :])
+    events = judge.events_received()
+    if not events:
+        cause = judge.handshake_exc and (judge.handshake_exc.__cause__ or judge.handshake_exc)
+        raise Refused("400 Bad Request", f"The request head cannot be read: {cause}.")
+    request = events[0]
+    hosts = request.headers.get_all("Host")  # type: ignore[union-attr]
+    if len(hosts) > 1 or (not hosts and protocol_version == "1.1"):
+        raise Refused("400 Bad Request", f"{len(hosts)} Host headers where there must be one.")
+    path, _, query = target.partition("?")
+    return Request(method, path, _version(query), request.headers, _upgrade(judge, request, method))  # type: ignore[union-attr, arg-type]
+
+
+def _upgrade(judge: ServerProtocol, request, method: str) -> bytes | None:  # type: ignore[no-untyped-def]
+    if not any("websocket" in value.lower() for value in request.headers.get_all("Upgrade")):
+        return None
+    if method != "GET":
+        raise Refused("405 Method Not Allowed", "A websocket is asked for with GET.", [("Allow", "GET")])
+    response = judge.accept(request)
+    if response.status_code != 101:
+        del response.headers["Date"]
+        status = f"{response.status_code} {response.reason_phrase}"
+        kept = [(k, v) for k, v in response.headers.raw_items() if k in ("Upgrade", "Allow", "Sec-WebSocket-Version")]
+        raise Refused(status, bytes(response.body).decode().strip(), kept)
+    return response.serialize()
+
+
+def _version(query: str) -> int:
+    """`?v=2` asks for the frames that old clients do not know; other parameters are ignored."""
+    return 2 if "v=" in query and parse_qs(query).get("v") == ["2"] else 0
+
+
+def route(service: str, path: str) -> Route:
+    """What a path names on a service's port (contract, section 6).
+
+    Args:
+        service: `status` or `preflight`.
+        path: of the request, without its query.
+
+    Raises:
+        Refused: it names nothing that could be.
+    """
+    if path in OWN_PATHS:
+        return Route(own=OWN_PATHS[path])
+    if _RUN_PATH.fullmatch(path):
+        return Route(own="run")
+    last = path.removesuffix("/").rpartition("/")[2]
+    if last == "health":
+        return Route(own="health")
+    return Route(topic=_name(service, last))
+
+
+def _name(service: str, part: str) -> bytes:
+    wanted = "<run>" if service == "preflight" else "<run>:<channel>"
+    bad = Refused("400 Bad Request", f"The last part of the path is no {wanted}, such as /{wanted.replace('<run>', 'my-run').replace('<channel>', 'wepp')}.")
+    if not part or _PERCENT.search(part):
+        raise bad
+    try:
+        name = unquote_to_bytes(part).decode("ascii")
+    except UnicodeDecodeError:
+        raise bad from None
+    run, _, channel = name.partition(":")
+    if (
+        not _NAMES[service].fullmatch(name)
+        or len(name) > MAX_NAME
+        or name in RESERVED
+        or name.startswith("__")
+        or not run.strip(".")
+        or (service == "status" and not channel.strip("."))
+        or run.count(";;") >= MAX_PARTS
+    ):
+        raise bad
+    return name.encode()
+
+
+def origin_allowed(origins: tuple[str, ...], headers: Headers) -> bool:
+    """Whether the Origin header is one of those allowed (contract, section 6).
+
+    An empty list allows all. A client that sends no Origin is no browser and could send any: it is allowed.
+
+    Args:
+        origins: exact ones (`https://host[:port]`) or `*.domain`.
+        headers: of a judged request, so that there is at most one Origin.
+    """
+    origin = headers.get("Origin")
+    if not origins or origin is None:
+        return True
+    try:
+        host = urlsplit(origin).hostname or ""
+    except ValueError:
+        return False
+    for allowed in origins:
+        if allowed.startswith("*."):
+            if host.endswith(allowed[1:].lower()):
+                return True
+        elif origin.lower() == allowed.lower():
+            return True
+    return False

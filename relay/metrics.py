@@ -1,0 +1,65 @@
+"""The counters of the core and the links in Prometheus' text format (contract, section 6: the old names stay)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# The counter of frames has its own old name in each service.
+_FRAMES = {"status": "status2_messages_forwarded", "preflight": "preflight2_messages_sent"}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one service counted, as `Core.stats` gives it, and its links.
+
+    `redis_up` is whether both of its connections to Redis stand, `reconnects` how often one was made anew.
+    """
+
+    service: str
+    counters: dict[str, int]
+    closes: dict[int, int]
+    redis_up: bool
+    reconnects: int
+
+
+class _Relay(Collector):
+    def __init__(self, read: Callable[[], list[Reading]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        """Of prometheus_client: everything is read when it is asked for, nothing is kept twice."""
+        for reading in self._read():
+            yield from _service(reading)
+
+
+def _service(reading: Reading) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+    prefix, counters = f"{reading.service}2", reading.counters
+    yield GaugeMetricFamily(f"{prefix}_connections_active", "Websockets open now.", counters["connections"])
+    yield CounterMetricFamily(_FRAMES[reading.service], "Frames handed to clients.", counters["frames"])
+    yield CounterMetricFamily(f"{prefix}_redis_reconnects", "Connections to Redis made anew.", reading.reconnects)
+    yield CounterMetricFamily(f"{prefix}_write_errors", "Clients lost while writing to them.", counters["write_errors"])
+    yield GaugeMetricFamily(f"{prefix}_redis_up", "1 while both connections to Redis stand.", int(reading.redis_up))
+    yield GaugeMetricFamily(f"{prefix}_topics", "Runs or channels watched now.", counters["topics"])
+    yield CounterMetricFamily(f"{prefix}_connections_opened", "Websockets opened.", counters["opened"])
+    yield CounterMetricFamily(f"{prefix}_oversize_messages", "Published messages dropped for their size.", counters["oversize"])
+    yield CounterMetricFamily(f"{prefix}_snapshots_replaced", "Frames a slow client was spared for a newer one.", counters["replaced"])
+    closes = CounterMetricFamily(f"{prefix}_closes", "Websockets closed by the relay.", labels=["code"])
+    for code, count in sorted(reading.closes.items()):
+        closes.add_metric([str(code)], count)
+    yield closes
+
+
+def exposition(read: Callable[[], list[Reading]]) -> bytes:
+    """All metrics as text.
+
+    Args:
+        read: gives the readings of all services.
+    """
+    registry = CollectorRegistry()
+    registry.register(_Relay(read))
+    return generate_latest(registry)

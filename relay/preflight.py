@@ -1,0 +1,245 @@
+"""Preflight: one topic for each run, a snapshot of its checklist whenever that changes (contract, section 4).
+
+State, not events: a key event only says that a run is worth reading again. At most one HGETALL is in flight for a
+run; an event meanwhile marks it dirty and one more read follows, so the last state always arrives and an older
+snapshot never follows a newer one. An unchanged snapshot is not sent again, and on Redis errors nothing is: an
+all-false frame before a true one makes browsers announce a completed run.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from relay import checklist
+from relay._fanout import Core
+from relay.settings import ServiceSettings
+from relay.status import MAX_TOPICS, NOT_PERMITTED, TOO_MANY_TOPICS
+from relay.upstream import Commands, Link
+
+EVENTS = b"__keyspace@0__:"  # the channel of a key's events in db 0
+SPACING = 0.025  # seconds between two reads of a run, so between two frames
+RECHECK = 50.0  # seconds until every watched run has been read again, event or not
+KEPT = 1000  # snapshots of runs that nobody watches, for who joins while Redis is away
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A watched run.
+
+    `snapshot` is the frame that all its clients hold; `reading` that an HGETALL is in flight; `dirty` that one more
+    must follow; `due` the timer of a read that waits for its time; `read_at` when the last one was issued.
+    """
+
+    snapshot: bytes = b""
+    reading: bool = False
+    dirty: bool = False
+    due: asyncio.TimerHandle | None = None
+    read_at: float = -SPACING
+
+
+class Preflight:
+    """The service.
+
+    Args:
+        core: whose topics it fills.
+        settings: of the service.
+        make_link: makes its link from the core's number of the service.
+        commands: its command connection.
+        deliver: has the core send what was published.
+        set_events: switch on the key events that are missing in Redis.
+    """
+
+    name = "preflight"
+
+    def __init__(
+        self,
+        core: Core,
+        settings: ServiceSettings,
+        make_link: Callable[[int], Link],
+        commands: Commands,
+        deliver: Callable[[], None],
+        *,
+        set_events: bool = False,
+    ) -> None:
+        self.core = core
+        self.settings = settings
+        self.deliver = deliver
+        self.index = core.add_service(
+            newest_only=True,
+            ping_interval=settings.ping_interval,
+            pong_timeout=settings.pong_timeout,
+            write_timeout=settings.write_timeout,
+            max_message=settings.max_message_size,
+        )
+        self.link = make_link(self.index)
+        self.link.listener = self
+        self.commands = commands
+        self.commands.on_ready = self._on_ready
+        self.set_events = set_events
+        self.log = logging.getLogger("relay.preflight")
+        self.events = ""  # what is known of Redis' key events: on, off or unknown
+        self._runs: OrderedDict[bytes, _Run] = OrderedDict()
+        self._kept: OrderedDict[bytes, bytes] = OrderedDict()
+        self._to_recheck = 0.0
+
+    # ---- from the clients ----
+
+    def join(self, client: int, run: bytes) -> None:
+        """Attaches an accepted client: with the snapshot where one is at hand, otherwise ahead of the first read."""
+        state = self._runs.get(run)
+        if state is None:
+            if len(self._runs) >= MAX_TOPICS:
+                self.core.refuse(client, TOO_MANY_TOPICS)
+                return
+            state = self._runs[run] = _Run()
+            kept = self._kept.pop(run, b"")
+            if not (self.link.up and self.commands.up):
+                state.snapshot = kept
+            self.link.want(EVENTS + run)
+        self.core.attach(client, run, state.snapshot)
+        if not self.core.watched(self.index, run):
+            self.idle(run)  # it was gone before it came
+
+    def idle(self, run: bytes) -> None:
+        """The run has lost its last client."""
+        if self.core.watched(self.index, run):
+            return
+        state = self._runs.pop(run, None)
+        self.link.drop(EVENTS + run)
+        if state is None:
+            return
+        if state.due:
+            state.due.cancel()
+        if state.snapshot:
+            self._kept[run] = state.snapshot
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+
+    # ---- from the link ----
+
+    def on_subscribed(self, channel: bytes) -> None:
+        """Of upstream.Listener. Subscribe first, then read: no write can fall between."""
+        self._touch(channel[len(EVENTS) :])
+
+    def on_refused(self, channel: bytes, why: str) -> None:
+        """Of upstream.Listener."""
+        self.core.close_topic(self.index, channel[len(EVENTS) :], 1008, b"Redis does not permit this run")
+
+    def on_event(self, channel: bytes, payload: bytes) -> None:
+        """Of upstream.Listener: something was done to the key."""
+        self._touch(channel[len(EVENTS) :])
+
+    def on_down(self) -> None:
+        """Of upstream.Listener. Nothing is sent; each subscription made again brings a new read."""
+
+    # ---- reading ----
+
+    def _touch(self, run: bytes) -> None:
+        """The run is worth reading: now, or when its time has come."""
+        state = self._runs.get(run)
+        if state is None:
+            return
+        if state.reading:
+            state.dirty = True
+        elif not state.due:
+            loop = asyncio.get_running_loop()
+            wait = state.read_at + SPACING - loop.time()
+            if wait > 0:
+                state.due = loop.call_later(wait, self._read, run, state)
+            else:
+                self._read(run, state)
+
+    def _read(self, run: bytes, state: _Run, *, announced: bool = True) -> None:
+        state.due = None
+        state.reading, state.dirty = True, False
+        state.read_at = asyncio.get_running_loop().time()
+        answer = self.commands.call(b"HGETALL", run)
+        answer.add_done_callback(lambda answer: self._on_read(run, state, answer, announced))
+
+    def _on_read(self, run: bytes, state: _Run, answer: "asyncio.Future[object]", announced: bool) -> None:
+        state.reading = False
+        error = None if answer.cancelled() else answer.exception()
+        if self._runs.get(run) is not state or answer.cancelled():
+            return
+        if error is not None:
+            self._on_error(run, state, error)
+            return
+        self._show(run, state, answer.result(), announced)
+        if state.dirty:
+            self._touch(run)
+
+    def _on_error(self, run: bytes, state: _Run, error: BaseException) -> None:
+        """Nothing is sent. A lost connection reads all runs when it is back; a refusal is retried by the re-check."""
+        state.dirty = False
+        if self.commands.up:
+            self.commands.report(logging.ERROR, f"Redis refuses to read a run: {error}")
+
+    def _show(self, run: bytes, state: _Run, fields: object, announced: bool) -> None:
+        """Publishes the snapshot where it differs from what the clients hold."""
+        if not isinstance(fields, list):
+            return
+        frame = checklist.frame(dict(zip(fields[::2], fields[1::2], strict=True)))
+        if frame == state.snapshot:
+            return
+        if not announced and not state.dirty and state.snapshot:
+            self._check_events()
+        state.snapshot = frame
+        self.core.publish(self.index, run, frame)
+        self.deliver()
+
+    def _on_ready(self) -> None:
+        """The command connection is (back) up: every watched run is read once."""
+        self._check_events()
+        for run in list(self._runs):
+            self._touch(run)
+
+    def recheck(self, seconds: float) -> None:
+        """Reads again the share of the watched runs that is due after so many seconds: a lost event heals."""
+        self._to_recheck += len(self._runs) * seconds / RECHECK
+        while self._to_recheck >= 1.0 and self._runs:
+            self._to_recheck -= 1.0
+            run, state = next(iter(self._runs.items()))
+            self._runs.move_to_end(run)
+            if self.commands.up and not state.reading and not state.due:
+                self._read(run, state, announced=False)
+        if not self._runs:
+            self._to_recheck = 0.0
+
+    # ---- key events ----
+
+    def _check_events(self) -> None:
+        """Whether Redis announces writes to hashes at all (contract, section 1). Refused: unknown, and no failure."""
+        self.commands.call(b"CONFIG", b"GET", b"notify-keyspace-events").add_done_callback(self._on_config)
+
+    def _on_config(self, answer: "asyncio.Future[object]") -> None:
+        if answer.cancelled() or answer.exception() is not None:
+            self._say_events("unknown", logging.INFO, "whether Redis has key events on is unknown: this user may not ask (CONFIG)")
+            return
+        reply = answer.result()
+        flags = reply[1].decode() if isinstance(reply, list) and len(reply) == 2 else ""
+        missing = "".join(flag for flag in "Kh" if flag not in flags and not (flag == "h" and "A" in flags))
+        if not missing:
+            self._say_events("on", logging.INFO, f"Redis announces writes to hashes (notify-keyspace-events {flags})")
+        elif self.set_events:
+            self.commands.call(b"CONFIG", b"SET", b"notify-keyspace-events", (flags + missing + "gx").encode()).add_done_callback(self._on_set)
+        else:
+            self._say_events(
+                "off",
+                logging.WARNING,
+                f"Redis does not announce writes to hashes: notify-keyspace-events is {flags!r}, without {missing!r}. "
+                f"Checklists are up to {RECHECK:g} s late. Mend it with: redis-cli CONFIG SET notify-keyspace-events Kghx, "
+                "or let the relay do it with --set-keyspace-events",
+            )
+
+    def _on_set(self, answer: "asyncio.Future[object]") -> None:
+        if not answer.cancelled() and answer.exception() is None:
+            self._say_events("on", logging.WARNING, "key events were off in Redis; the relay has switched them on")
+        elif not answer.cancelled():
+            self._say_events("off", logging.WARNING, f"key events are off in Redis and could not be switched on: {answer.exception()}")
+
+    def _say_events(self, state: str, level: int, sentence: str) -> None:
+        if state != self.events:
+            self.events = state
+            self.log.log(level, sentence)

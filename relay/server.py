@@ -1,0 +1,389 @@
+"""The process: event loop, listeners, timers, answers to plain HTTP, and the end of it all.
+
+    poll  <- the core's epoll is readable     read  <- bytes from Redis     tick  <- every 100 ms
+
+One loop, one thread, one core for both services; what they share is the loop and nothing else.
+"""
+
+import asyncio
+import json
+import logging
+import math
+import os
+import resource
+import signal
+import socket
+import stat
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from relay import handshake, metrics
+from relay._fanout import TICK, Core
+from relay.errors import ListenError, RelayError
+from relay.handshake import Refused, Request, plain
+from relay.page import index
+from relay.preflight import Preflight
+from relay.settings import ListenAddress, ServiceSettings, Settings
+from relay.status import Status
+from relay.upstream import Commands, Link
+
+BACKLOG = 4096  # of a listener; the kernel cuts it to net.core.somaxconn
+FILES_KEPT = 32  # descriptors that are not for clients (delivery, section 3)
+MIN_CONNECTIONS = 16
+MAX_LIVE = 256 << 20  # bytes of live frames (delivery, section 3)
+LAST_WORDS = 2.0  # seconds for the last close frames of a drain to be answered
+
+Service = Status | Preflight
+
+log = logging.getLogger("relay")
+
+
+class Server:
+    """Both services, or one, of one process.
+
+    Args:
+        settings: of the process.
+
+    Raises:
+        ListenError: an address cannot be listened on.
+        ConfigError: the TLS files of a Redis URL cannot be used.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.loop = asyncio.get_running_loop()
+        self.limit = max_connections(settings)
+        self.core = Core(
+            limit=self.limit,
+            max_live=MAX_LIVE,
+            on_request=self.on_request,
+            on_text=self.on_text,
+            on_idle=self.on_idle,
+            on_error=self.on_error,
+        )
+        self.services: list[Service] = [self._make_service(s) for s in settings.services]
+        self.draining = False
+        self.ended: asyncio.Future[None] = self.loop.create_future()
+        self._flushing = False
+        self._listeners = [_listen(service.settings) for service in self.services]
+        self._drain_from = self._drain_until = 0.0
+        self._ports = self._page_ports()
+
+    def _make_service(self, settings: ServiceSettings) -> Service:
+        commands = Commands(settings, self.fail)
+
+        def make_link(number: int) -> Link:
+            return Link(settings, self.core, number, self.deliver, self.fail)
+
+        if settings.name == "status":
+            return Status(self.core, settings, make_link, commands, self.settings.max_published_size)
+        set_events = self.settings.set_keyspace_events
+        return Preflight(self.core, settings, make_link, commands, self.deliver, set_events=set_events)
+
+    def _page_ports(self) -> dict[str, int]:
+        """Where the page finds each service: the port it has here, else the one it has by default."""
+        ports = {"status": 9002, "preflight": 9001}
+        for service, sock in zip(self.services, self._listeners, strict=True):
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                ports[service.name] = sock.getsockname()[1]
+        return ports
+
+    # ---- the life of the process ----
+
+    async def run(self) -> None:
+        """Serves until it has drained.
+
+        Raises:
+            RelayError: what ended it before.
+        """
+        for number, signals in ((signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")):
+            self.loop.add_signal_handler(number, self.stop, signals)
+        self.loop.add_reader(self.core.fileno(), self.core.poll)
+        for service, sock in zip(self.services, self._listeners, strict=True):
+            self.core.listen(sock.fileno(), service.index)
+            log.info(f"{service.name} listens on {_where(sock)}")
+            service.link.start()
+            service.commands.start()
+        timer = self.loop.call_later(TICK, self._tick)
+        try:
+            await self.ended
+        finally:
+            timer.cancel()
+            self.loop.remove_reader(self.core.fileno())
+            self.core.stop_listening()
+            for sock in self._listeners:
+                _unlisten(sock)
+            for service in self.services:
+                await service.link.stop()
+                await service.commands.stop()
+
+    def fail(self, error: RelayError) -> None:
+        """Ends the process with an error; where clients are, they are told to come back."""
+        if not self.ended.done():
+            self.core.close_some(self.limit, 1012, b"the relay is restarting")
+            self.ended.set_exception(error)
+
+    def stop(self, why: str) -> None:
+        """Drains: not ready, then no accepts, then closes spread evenly. A second call ends it at once."""
+        if self.draining:
+            log.warning(f"{why} again: ending at once")
+            self._end()
+            return
+        log.info(f"{why}: draining for {self.settings.drain:g} s at most")
+        self.draining = True
+        self._drain_from = self.loop.time() + self.settings.drain_delay
+        self._drain_until = self._drain_from + self.settings.drain
+        self.loop.call_at(self._drain_from, self.core.stop_listening)
+        self.loop.call_at(self._drain_from, self._drain)
+
+    def _drain(self) -> None:
+        """Closes the share of this tick; at the end waits for the last answers, not longer than LAST_WORDS."""
+        turns = max(1, math.ceil((self._drain_until - self.loop.time()) / TICK))
+        count = sum(self.core.stats(service.index)["connections"] for service in self.services)
+        self.core.close_some(math.ceil(count / turns), 1012, b"the relay is restarting")
+        now = self.loop.time()
+        if self.core.totals()["sockets"] == 0 or now > self._drain_until + LAST_WORDS:
+            self._end()
+        else:
+            self.loop.call_later(TICK, self._drain)
+
+    def _end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def _tick(self) -> None:
+        self.loop.call_later(TICK, self._tick)
+        self.core.tick()
+        for service in self.services:
+            if isinstance(service, Preflight):
+                service.recheck(TICK)
+
+    def deliver(self) -> None:
+        """Flushes the core now, and again in the next turns of the loop while something is left."""
+        if self.core.flush() and not self._flushing:
+            self._flushing = True
+            self.loop.call_soon(self._deliver_rest)
+
+    def _deliver_rest(self) -> None:
+        self._flushing = False
+        self.deliver()
+
+    # ---- called by the core ----
+
+    def on_request(self, client: int, number: int, head: bytes, full: bool) -> None:
+        """A request head: judged, then answered, parked or attached."""
+        service = self.services[number]
+        try:
+            request = handshake.read(head)
+            route = handshake.route(service.name, request.path)
+        except Refused as refused:
+            self.core.refuse(client, refused.answer)
+            return
+        if route.own == "health" and request.upgrade:
+            self.core.accept(client, request.upgrade)
+            self.core.attach(client, None, b"OK")
+            self.core.close(client, 1000)
+        elif route.own:
+            self.core.refuse(client, self._own(service, route.own, request))
+        elif not request.upgrade:
+            sentence = f"{request.path[:100]} is a websocket: connect with ws:// or wss://.\n"
+            extra = [("Upgrade", "websocket")]
+            self.core.refuse(client, plain("426 Upgrade Required", sentence, extra, head=request.method == "HEAD"))
+        elif full or self.draining:
+            self.core.refuse(client, plain("503 Service Unavailable", "No room for more connections.\n", [("Retry-After", "5")]))
+        elif not handshake.origin_allowed(service.settings.allowed_origins, request.headers):
+            name = f"{service.name.upper()}_ALLOWED_ORIGINS"
+            self.core.refuse(client, plain("403 Forbidden", f"This Origin is not among those of {name}.\n"))
+        else:
+            self.core.accept(client, request.upgrade, request.version)
+            service.join(client, route.topic)
+
+    def _own(self, service: Service, name: handshake.Own, request: Request) -> bytes:
+        """The relay's own answers (contract, section 6)."""
+        head = request.method == "HEAD"
+        if request.upgrade:
+            return plain("400 Bad Request", f"{request.path} is no websocket.\n")
+        if name in ("health", "livez"):
+            return plain("200 OK", "OK", head=head)
+        if name == "readyz":
+            ready = self.ready(service)
+            return plain("200 OK" if ready else "503 Service Unavailable", "ready\n" if ready else "not ready\n", head=head)
+        if name == "page":
+            page = index(status_port=self._ports["status"], preflight_port=self._ports["preflight"])
+            return plain("200 OK", page, kind="text/html; charset=utf-8", head=head)
+        if name == "metrics" and service.settings.metrics_enabled:
+            return plain("200 OK", metrics.exposition(self.readings), kind=metrics.CONTENT_TYPE, head=head)
+        return plain("404 Not Found", f"There is no {request.path} here.\n", head=head)
+
+    def on_text(self, client: int, number: int, text: bytes) -> None:
+        """A text message: `{"type":"init"}` is answered with a ping, all others are life and nothing more."""
+        try:
+            message = json.loads(text)
+        except (ValueError, RecursionError):
+            return
+        if isinstance(message, dict):
+            kind = next((value for key, value in message.items() if key.lower() == "type"), None)
+            if isinstance(kind, str) and kind.lower() == "init":
+                self.core.ping(client)
+
+    def on_idle(self, number: int, topic: bytes) -> None:
+        """A topic has lost its last client."""
+        self.services[number].idle(topic)
+
+    def on_error(self, error: Exception) -> None:
+        """One of the above raised: that one client suffers, and the log says why."""
+        log.error("a callback of the core failed", exc_info=error)
+
+    # ---- being looked at ----
+
+    def ready(self, service: Service) -> bool:
+        """Whether new clients of the service are well served here."""
+        return service.link.up and service.commands.up and not self.draining
+
+    def readings(self) -> list[metrics.Reading]:
+        """What /metrics shows."""
+        found = []
+        for service in self.services:
+            counters: dict[str, Any] = self.core.stats(service.index)
+            closes = counters.pop("closes")
+            reconnects = service.link.reconnects + service.commands.reconnects
+            up = service.link.up and service.commands.up
+            found.append(metrics.Reading(service.name, counters, closes, up, reconnects))
+        return found
+
+
+def max_connections(settings: Settings) -> int:
+    """Connections at once: what is asked for, within what the file limit leaves after raising it as far as it goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    open_now = len(os.listdir("/proc/self/fd"))
+    room = (1 << 20 if hard == resource.RLIM_INFINITY else hard) - open_now - FILES_KEPT
+    limit = max(MIN_CONNECTIONS, min(room, 1 << 20))
+    if settings.max_connections is not None:
+        if settings.max_connections > limit:
+            log.warning(f"RELAY_MAX_CONNECTIONS={settings.max_connections} is more than the file limit of {hard} leaves: {limit}")
+        limit = min(limit, settings.max_connections)
+    log.info(f"room for {limit} connections (file limit {hard})")
+    return limit
+
+
+def _listen(settings: ServiceSettings) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ListenError: with what is wrong and how to mend it.
+    """
+    address = settings.listen
+    try:
+        sock = _bound(address)
+        sock.setblocking(False)
+        if address.kind != "fd":
+            sock.listen(BACKLOG)
+        return sock
+    except OSError as error:
+        name = f"{settings.name.upper()}_LISTEN_ADDR"
+        raise ListenError(f"{settings.name} cannot listen on {address}: {error.strerror or error}; is it in use? See {name}") from None
+
+
+def _bound(address: ListenAddress) -> socket.socket:
+    if address.kind == "fd":
+        return socket.socket(fileno=address.fd)
+    if address.kind == "unix":
+        return _bound_unix(str(address.path))
+    if not address.host:
+        sock = _bound_tcp(socket.AF_INET6, "::", address.port) if socket.has_dualstack_ipv6() else None
+        return sock or _bound_tcp(socket.AF_INET, "0.0.0.0", address.port)
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return _bound_tcp(found[0][0], found[0][4][0], address.port)
+
+
+def _bound_tcp(family: int, host: str | int, port: int | None) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6 and host == "::":
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _bound_unix(path: str) -> socket.socket:
+    """A Unix socket; one that a dead relay left behind is replaced, a living one is not."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if Path(path).exists() and stat.S_ISSOCK(Path(path).stat().st_mode):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(path) != 0:
+                    Path(path).unlink()
+        sock.bind(path)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _unlisten(sock: socket.socket) -> None:
+    path = sock.getsockname() if sock.family == socket.AF_UNIX else None
+    sock.close()
+    if path:
+        Path(path).unlink(missing_ok=True)
+
+
+def _where(sock: socket.socket) -> str:
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class _Json(logging.Formatter):
+    """One JSON object a line: time, level, msg, and the error where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "msg": record.getMessage(),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def _log_to_stderr(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s") if sys.stderr.isatty() else _Json())
+    log.handlers[:] = [handler]
+    log.setLevel(level)
+    log.propagate = False
+
+
+def run(settings: Settings) -> int:
+    """Serves until SIGTERM or SIGINT.
+
+    Returns:
+        0 after a drain.
+
+    Raises:
+        RelayError: what kept it from starting, or ended it.
+    """
+    levels = [service.log_level for service in settings.services]
+    _log_to_stderr(min(levels, key=lambda level: int(logging.getLevelName(level))))
+    for warning in settings.warnings:
+        log.warning(warning)
+
+    async def serve() -> None:
+        await Server(settings).run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve())
+    return 0

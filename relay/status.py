@@ -1,0 +1,109 @@
+"""Status: one topic for each channel `<run>:<channel>`, one frame for each message published to it (contract, section 5)."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from relay._fanout import Core
+from relay.handshake import plain
+from relay.settings import ServiceSettings
+from relay.upstream import Commands, Link
+
+CONFIRM_WAIT = 1.0  # seconds that a link believed up may leave a handshake waiting (contract, section 5)
+MAX_TOPICS = 100_000  # of a process (delivery, section 3)
+
+TOO_MANY_TOPICS = plain("503 Service Unavailable", "This relay watches as many topics as it may.\n", [("Retry-After", "5")])
+NOT_PERMITTED = plain("403 Forbidden", "Redis does not permit the relay to read this channel.\n")
+
+
+@dataclass(slots=True)
+class _Parked:
+    """Handshakes that wait for a SUBSCRIBE to be confirmed."""
+
+    timer: asyncio.TimerHandle
+    clients: list[int] = field(default_factory=list)
+
+
+class Status:
+    """The service.
+
+    Args:
+        core: whose topics it fills.
+        settings: of the service.
+        make_link: makes its link from the core's number of the service.
+        commands: its command connection.
+        max_published: bytes of a published message.
+    """
+
+    name = "status"
+
+    def __init__(
+        self, core: Core, settings: ServiceSettings, make_link: Callable[[int], Link], commands: Commands, max_published: int
+    ) -> None:
+        self.core = core
+        self.settings = settings
+        self.index = core.add_service(
+            prefix=b'{"type":"status","data":"',
+            suffix=b'"}',
+            ping_interval=settings.ping_interval,
+            pong_timeout=settings.pong_timeout,
+            write_timeout=settings.write_timeout,
+            max_message=settings.max_message_size,
+            max_published=max_published,
+        )
+        self.link = make_link(self.index)
+        self.link.listener = self
+        self.commands = commands
+        self._parked: dict[bytes, _Parked] = {}
+
+    # ---- from the clients ----
+
+    def join(self, client: int, channel: bytes) -> None:
+        """Attaches an accepted client once its channel is subscribed, at once where the link is known to be down."""
+        if self.link.channels >= MAX_TOPICS and not self.core.watched(self.index, channel):
+            self.core.refuse(client, TOO_MANY_TOPICS)
+            return
+        if self.link.subscribed(channel) or not self.link.up:
+            self.core.attach(client, channel)
+        elif channel in self._parked:
+            self._parked[channel].clients.append(client)
+        else:
+            timer = asyncio.get_running_loop().call_later(CONFIRM_WAIT, self._release, channel)
+            self._parked[channel] = _Parked(timer, [client])
+        self.link.want(channel)
+
+    def idle(self, channel: bytes) -> None:
+        """The channel has lost its last client."""
+        if channel not in self._parked and not self.core.watched(self.index, channel):
+            self.link.drop(channel)
+
+    def _release(self, channel: bytes) -> None:
+        parked = self._parked.pop(channel, None)
+        if parked:
+            parked.timer.cancel()
+            for client in parked.clients:
+                self.core.attach(client, channel)
+        self.idle(channel)  # who was parked may be gone by now
+
+    # ---- from the link ----
+
+    def on_subscribed(self, channel: bytes) -> None:
+        """Of upstream.Listener."""
+        self._release(channel)
+
+    def on_refused(self, channel: bytes, why: str) -> None:
+        """Of upstream.Listener."""
+        parked = self._parked.pop(channel, None)
+        if parked:
+            parked.timer.cancel()
+            for client in parked.clients:
+                self.core.refuse(client, NOT_PERMITTED)
+        self.core.close_topic(self.index, channel, 1008, b"Redis does not permit this channel")
+
+    def on_event(self, channel: bytes, payload: bytes) -> None:
+        """Of upstream.Listener: a message that came after the last client had left."""
+
+    def on_down(self) -> None:
+        """Of upstream.Listener."""
+        for channel in list(self._parked):
+            self._release(channel)

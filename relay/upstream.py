@@ -1,0 +1,597 @@
+"""The two connections to Redis of a service: the link, which subscribes, and the command connection.
+
+Both are RESP2 over `hiredis.Reader`, kept alive by the same loop: resolve, connect, greet, watch, and when it breaks
+try again for ever. RESP2, because there a subscription needs no HELLO (which Redis before 6 and some least-rights
+users refuse), a message is a plain list of three, and the core tells it apart without asking for its type.
+
+Answers come in the order of the commands (Redis pipelining), so what is in flight is a queue, and an error reply
+belongs to its first entry. A connection that broke that order, or let a deadline pass, is thrown away whole.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import socket
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Protocol, cast
+
+import hiredis
+
+from relay._fanout import Core
+from relay.errors import ConfigError, RedisGivenUp, RelayError
+from relay.settings import RedisAddress, ServiceSettings
+
+READ_SIZE = 65536  # of one read from Redis: the longest burst that a read can make
+SLICE = 16384  # hiredis moves its whole unread tail for every KiB consumed: never feed it more at once
+MAX_REPLY = 32 << 20  # bytes of a reply that is not complete yet (delivery, section 3)
+BATCH = 512  # channels of one SUBSCRIBE
+PIPELINE = 64  # commands in flight
+PING_EVERY = 5.0  # seconds (delivery, section 2)
+REFUSED_RETRY_MAX = 30.0  # seconds between two tries where Redis answers but refuses us (contract, section 6)
+USER_TIMEOUT = 10_000  # ms that sent bytes may stay unacknowledged: TCP_USER_TIMEOUT
+LOG_EVERY = 60.0  # seconds between two lines about the same trouble
+
+Resolver = Callable[[RedisAddress], Awaitable[RedisAddress]]
+_FATAL = ("WRONGPASS", "NOAUTH", "ERR invalid password", "ERR Client sent AUTH, but no password", "ERR AUTH <password>")
+
+
+class Lost(Exception):  # noqa: N818 - what happened to the connection
+    """Why a connection to Redis ended, as a sentence."""
+
+
+class Refused(Lost):
+    """Redis answers but does not let us in.
+
+    Attributes:
+        fatal: whether trying again cannot help, at the start.
+    """
+
+    def __init__(self, sentence: str, *, fatal: bool) -> None:
+        super().__init__(sentence)
+        self.fatal = fatal
+
+
+class Listener(Protocol):
+    """What a service hears from its link."""
+
+    def on_subscribed(self, channel: bytes) -> None:
+        """Redis has confirmed the SUBSCRIBE: what is published from now on arrives."""
+
+    def on_refused(self, channel: bytes, why: str) -> None:
+        """Redis refuses this channel alone (an ACL)."""
+
+    def on_event(self, channel: bytes, payload: bytes) -> None:
+        """A message on a channel that is no topic of the core's."""
+
+    def on_down(self) -> None:
+        """The link broke."""
+
+
+async def fixed(address: RedisAddress) -> RedisAddress:
+    """The resolver for one server that stays where it is; asked before every connect all the same."""
+    return address
+
+
+def encode(*parts: bytes) -> bytes:
+    """A command as an array of bulk strings (RESP)."""
+    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+
+
+def tls_context(address: RedisAddress) -> ssl.SSLContext:
+    """A TLS context from the options of a rediss:// URL.
+
+    Raises:
+        ConfigError: a certificate or key file cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(cafile=address.ssl_ca_certs)
+        context.check_hostname = address.ssl_check_hostname and address.ssl_cert_reqs != "none"
+        context.verify_mode = {
+            "none": ssl.CERT_NONE,
+            "optional": ssl.CERT_OPTIONAL,
+            "required": ssl.CERT_REQUIRED,
+        }[address.ssl_cert_reqs]
+        if address.ssl_certfile:
+            context.load_cert_chain(address.ssl_certfile, address.ssl_keyfile)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"the TLS files of {address} cannot be used: {error}; see ssl_ca_certs, ssl_certfile and ssl_keyfile") from None
+    return context
+
+
+class Upstream(asyncio.BufferedProtocol):
+    """One connection to Redis, made again for as long as the relay runs.
+
+    Args:
+        settings: of the service it serves.
+        purpose: for the log.
+        fatal: called with what ends the relay: a refused password at the start, retries used up.
+        resolve: asked for the address before every connect.
+    """
+
+    def __init__(
+        self, settings: ServiceSettings, purpose: str, fatal: Callable[[RelayError], None], resolve: Resolver = fixed
+    ) -> None:
+        self.settings = settings
+        self.purpose = f"{settings.name} {purpose}"
+        self.resolve = resolve
+        self.fatal = fatal
+        self.up = False
+        self.reconnects = 0
+        self.log = logging.getLogger("relay.redis")
+        self._ever_up = False
+        self._transport: asyncio.Transport | None = None
+        self._buffer = memoryview(bytearray(READ_SIZE))
+        self._reader = hiredis.Reader()
+        self._closed: asyncio.Future[Lost] | None = None
+        self._greeting: asyncio.Future[None] | None = None
+        self._greetings_due = 0
+        self._task: asyncio.Task[None] | None = None
+        self._logged_at = -LOG_EVERY
+        self._context = tls_context(settings.redis) if settings.redis.tls else None
+
+    # ---- the life of the connection ----
+
+    def start(self) -> None:
+        """Begins to connect, for ever."""
+        self._task = asyncio.get_running_loop().create_task(self._keep_connected(), name=f"redis {self.purpose}")
+
+    async def stop(self) -> None:
+        """Ends the connection and the trying."""
+        if self._task:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if self._transport:
+            self._transport.abort()
+
+    async def _keep_connected(self) -> None:
+        failures = 0
+        while True:
+            try:
+                await self._connect()
+                failures = 0
+                why: Exception = await cast("asyncio.Future[Lost]", self._closed)
+            except (Lost, OSError, TimeoutError, ssl.SSLError) as error:
+                why = error
+            finally:
+                self._tear_down()
+            failures += 1
+            if not self._go_on(why, failures):
+                return
+            await asyncio.sleep(self._pause(why, failures))
+
+    def _go_on(self, why: Exception, failures: int) -> bool:
+        most = self.settings.redis_max_retries
+        refused = isinstance(why, Refused)
+        if isinstance(why, Refused) and why.fatal and not self._ever_up:
+            self.fatal(ConfigError(f"Redis at {self.settings.redis} refuses the {self.settings.name} service: {why}; mend the user or password in the Redis URL or the password settings"))
+            return False
+        self.report(logging.ERROR if refused else logging.WARNING, f"no Redis for {self.purpose}: {_sentence(why)}; trying again")
+        if most and failures > most:
+            self.fatal(RedisGivenUp(f"Redis at {self.settings.redis} stayed away for {most} tries: {_sentence(why)}; {self.settings.name.upper()}_REDIS_MAX_RETRIES=0 tries for ever"))
+            return False
+        return True
+
+    def _pause(self, why: Exception, failures: int) -> float:
+        """Full jitter, so that relays that lost Redis together do not come back together."""
+        most = REFUSED_RETRY_MAX if isinstance(why, Refused) else self.settings.redis_retry_max
+        return random.uniform(0, min(most, self.settings.redis_retry_base * 2 ** min(failures, 20)))
+
+    def report(self, level: int, sentence: str) -> None:
+        """Logs trouble, at most one line a minute until the connection is made anew."""
+        now = asyncio.get_running_loop().time()
+        if now - self._logged_at >= LOG_EVERY:
+            self._logged_at = now
+            self.log.log(level, sentence)
+
+    async def _connect(self) -> None:
+        """Connects and greets; up afterwards.
+
+        Raises:
+            Lost, OSError, TimeoutError: it could not be done.
+        """
+        loop = asyncio.get_running_loop()
+        self._reader = hiredis.Reader()
+        self._closed = loop.create_future()
+        self._greeting, self._greetings_due = None, 0
+        async with asyncio.timeout(self.settings.redis_request_timeout):
+            address = await self.resolve(self.settings.redis)
+            host = address.host if self._context else None
+            if address.path:
+                await loop.create_unix_connection(lambda: self, address.path)
+            else:
+                await loop.create_connection(lambda: self, address.host, address.port, ssl=self._context, server_hostname=host)
+            await self._greet(address)
+        if self._closed.done():
+            raise self._closed.result()
+        self.up = True
+        if self._ever_up:
+            self.reconnects += 1
+            self.log.warning(f"Redis is back for {self.purpose}")
+        else:
+            self.log.info(f"Redis is there for {self.purpose}")
+        self._ever_up = True
+        self._logged_at = -LOG_EVERY
+        self.on_up()
+
+    async def _greet(self, address: RedisAddress) -> None:
+        """AUTH where there is a password, and a PING that shows whether one is wanted."""
+        greetings = [encode(b"PING")]
+        if address.password is not None:
+            user = [address.username.encode()] if address.username else []
+            greetings.insert(0, encode(b"AUTH", *user, address.password.encode()))
+        self._greeting = asyncio.get_running_loop().create_future()
+        self._greetings_due = len(greetings)
+        self.write(b"".join(greetings))
+        await self._greeting
+
+    def greeted(self, reply: object) -> bool:
+        """Whether the reply was one to a greeting, and is used up."""
+        if not self._greetings_due:
+            return False
+        self._greetings_due -= 1
+        if self._greeting and not self._greeting.done():
+            if isinstance(reply, hiredis.ReplyError):
+                self._greeting.set_exception(_refusal(str(reply)))
+            elif not self._greetings_due:
+                self._greeting.set_result(None)
+        return True
+
+    def _tear_down(self) -> None:
+        was_up, self.up = self.up, False
+        if self._transport:
+            self._transport.abort()
+            self._transport = None
+        if was_up:
+            self.on_lost()
+
+    def abort(self, why: str) -> None:
+        """Throws the connection away; it is made anew."""
+        self._end(Lost(why))
+        if self._transport:
+            self._transport.abort()
+
+    def _end(self, why: Lost) -> None:
+        if self._greeting and not self._greeting.done():
+            self._greeting.set_exception(why)
+        if self._closed and not self._closed.done():
+            self._closed.set_result(why)
+
+    # ---- asyncio's side ----
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Of asyncio.BaseProtocol."""
+        self._transport = cast(asyncio.Transport, transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Of asyncio.BaseProtocol."""
+        self._end(Lost(f"the connection was lost: {exc}" if exc else "Redis closed the connection"))
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Of asyncio.BufferedProtocol."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Of asyncio.BufferedProtocol: bytes from Redis."""
+        try:
+            for start in range(0, nbytes, SLICE):
+                self._reader.feed(self._buffer, start, min(SLICE, nbytes - start))
+                self.take_replies()
+            if self._reader.len() > MAX_REPLY:
+                self.abort(f"a reply of more than {MAX_REPLY} bytes")
+        except hiredis.ProtocolError as error:
+            self.abort(f"Redis sent what is no reply: {error}")
+
+    def write(self, data: bytes) -> None:
+        """Sends bytes, if there is a connection."""
+        if self._transport and not self._transport.is_closing():
+            self._transport.write(data)
+
+    # ---- what the two kinds do ----
+
+    def take_replies(self) -> None:
+        """Takes whatever whole replies the reader has."""
+        raise NotImplementedError
+
+    def on_up(self) -> None:
+        """The connection stands and is let in."""
+        raise NotImplementedError
+
+    def on_lost(self) -> None:
+        """A connection that stood is gone."""
+        raise NotImplementedError
+
+
+class Link(Upstream):
+    """The subscription connection: interest in, messages into the core.
+
+    A channel has at most one command in flight: what is wanted meanwhile is settled when its answer comes. So an
+    acknowledgement always speaks of the newest wish that Redis has heard.
+
+    Args:
+        settings: of the service.
+        core: messages for its topics go into it.
+        service: number of the service in the core.
+        deliver: called once for each read from Redis, behind the last message.
+        fatal: see Upstream.
+        resolve: see Upstream.
+    """
+
+    ASKED, ON, LEAVING = range(3)
+
+    def __init__(
+        self, settings: ServiceSettings, core: Core, service: int, deliver: Callable[[], None],
+        fatal: Callable[[RelayError], None], resolve: Resolver = fixed,
+    ) -> None:
+        super().__init__(settings, "subscriptions", fatal, resolve)
+        self.core = core
+        self.service = service
+        self.deliver = deliver
+        self.listener: Listener | None = None
+        self._wanted: dict[bytes, None] = {}
+        self._state: dict[bytes, int] = {}
+        self._alone: dict[bytes, None] = {}  # refused once: never part of a batch again
+        self._outbox: dict[bytes, None] = {}  # whose wish and state may differ, for the end of this turn
+        self._sent: deque[tuple[bytes, deque[bytes]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._pinged = False
+
+    # ---- interest ----
+
+    def want(self, channel: bytes) -> None:
+        """Raises interest: SUBSCRIBE, at the end of this turn of the loop and with all others of it."""
+        self._wanted[channel] = None
+        self._settle(channel)
+
+    def drop(self, channel: bytes) -> None:
+        """Lowers interest: UNSUBSCRIBE, if nobody raises it again before."""
+        self._wanted.pop(channel, None)
+        self._settle(channel)
+
+    def subscribed(self, channel: bytes) -> bool:
+        """Whether Redis has confirmed the subscription and no UNSUBSCRIBE is under way."""
+        return self._state.get(channel) == self.ON
+
+    @property
+    def channels(self) -> int:
+        """How many are wanted."""
+        return len(self._wanted)
+
+    def _settle(self, channel: bytes) -> None:
+        if not self.up:
+            return
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self._send_outbox)
+        self._outbox[channel] = None
+
+    def _send_outbox(self) -> None:
+        outbox, self._outbox = self._outbox, {}
+        if not self.up:
+            return
+        self._subscribe([c for c in outbox if c in self._wanted and c not in self._state])
+        leaving = [c for c in outbox if c not in self._wanted and self._state.get(c) == self.ON]
+        for channel in leaving:
+            self._state[channel] = self.LEAVING
+        for start in range(0, len(leaving), BATCH):
+            self._send(b"UNSUBSCRIBE", leaving[start : start + BATCH])
+
+    def _subscribe(self, channels: Sequence[bytes]) -> None:
+        for channel in channels:
+            self._state[channel] = self.ASKED
+        together = [c for c in channels if c not in self._alone]
+        for start in range(0, len(together), BATCH):
+            self._send(b"SUBSCRIBE", together[start : start + BATCH])
+        for channel in channels:
+            if channel in self._alone:
+                self._send(b"SUBSCRIBE", [channel])
+
+    def _send(self, verb: bytes, channels: Iterable[bytes] = ()) -> None:
+        names = deque(channels)
+        self._sent.append((verb, names))
+        self.write(encode(verb, *names))
+
+    # ---- replies ----
+
+    def take_replies(self) -> None:
+        """Messages go into the core; the rest is heard here, in order."""
+        while replies := self.core.consume(self._reader, self.service):
+            for reply in replies:
+                self._on_reply(reply)
+        self.deliver()
+
+    def _on_reply(self, reply: object) -> None:
+        if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
+            if self.listener:
+                self.listener.on_event(reply[1], reply[2])
+        elif self.greeted(reply):
+            return
+        elif not self._sent:
+            self.abort(f"an answer to nothing: {str(reply)[:100]}")
+        elif isinstance(reply, hiredis.ReplyError):
+            self._on_error(str(reply))
+        else:
+            self._on_answer(reply)
+
+    def _on_answer(self, reply: object) -> None:
+        """The next acknowledgement of the oldest command. PONG has two forms: `PONG`, or a list when subscribed."""
+        verb, names = self._sent[0]
+        if verb == b"PING":
+            right = reply in (b"PONG", [b"pong", b""])
+        else:
+            right = isinstance(reply, list) and reply[:2] == [verb.lower(), names[0]]
+        if not right:
+            return self.abort(f"{str(reply)[:100]} is no answer to {verb.decode()}")
+        if verb == b"PING":
+            self._sent.popleft()
+            self._pinged = False
+            return None
+        channel = names.popleft()
+        if not names:
+            self._sent.popleft()
+        if verb == b"SUBSCRIBE":
+            self._state[channel] = self.ON
+            if self.listener and channel in self._wanted:
+                self.listener.on_subscribed(channel)
+        else:
+            del self._state[channel]
+        self._settle(channel)
+        return None
+
+    def _on_error(self, why: str) -> None:
+        """One refused name rejects a whole SUBSCRIBE and silences the others: seen on Redis 7.0 and Valkey 9.1."""
+        verb, names = self._sent.popleft()
+        if verb != b"SUBSCRIBE":
+            self.abort(f"Redis refuses {verb.decode()}: {why}")
+        elif len(names) > 1:
+            for channel in names:
+                self._send(b"SUBSCRIBE", [channel])
+        else:
+            channel = names[0]
+            del self._state[channel]
+            self._wanted.pop(channel, None)
+            if len(self._alone) >= 10_000:
+                self._alone.pop(next(iter(self._alone)))
+            self._alone[channel] = None
+            self.report(logging.ERROR, f"Redis refuses a subscription of the {self.settings.name} service: {why}")
+            if self.listener:
+                self.listener.on_refused(channel, why)
+
+    # ---- up and down ----
+
+    def on_up(self) -> None:
+        """Whatever is wanted is subscribed again."""
+        self._subscribe(list(self._wanted))
+        self._timer = asyncio.get_running_loop().call_later(PING_EVERY, self._ping)
+
+    def on_lost(self) -> None:
+        """All subscriptions are gone with the connection."""
+        self._state.clear()
+        self._sent.clear()
+        self._outbox.clear()
+        self._pinged = False
+        if self._timer:
+            self._timer.cancel()
+        if self.listener:
+            self.listener.on_down()
+
+    def _ping(self) -> None:
+        """PING with a deadline: redis-py only sends its PING and never misses the PONG (delivery, section 2)."""
+        loop = asyncio.get_running_loop()
+        self._pinged = True
+        self._send(b"PING")
+        self._timer = loop.call_later(self.settings.redis_request_timeout, self._judge, loop.time() + self.settings.redis_request_timeout)
+
+    def _judge(self, due: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._pinged and loop.time() - due > 1.0:
+            # This process stood still: the PONG may lie unread in the socket. One more look, once it has been read.
+            self._timer = loop.call_later(0.5, self._judge, loop.time() + 0.5)
+        elif self._pinged:
+            self.abort(f"no PONG in {self.settings.redis_request_timeout:g} s")
+        else:
+            self._timer = loop.call_later(max(0.0, PING_EVERY - self.settings.redis_request_timeout), self._ping)
+
+
+class Commands(Upstream):
+    """The command connection: at most 64 commands in flight, the others wait; an answer has a deadline.
+
+    Args:
+        settings: of the service.
+        fatal: see Upstream.
+        resolve: see Upstream.
+    """
+
+    def __init__(self, settings: ServiceSettings, fatal: Callable[[RelayError], None], resolve: Resolver = fixed) -> None:
+        super().__init__(settings, "commands", fatal, resolve)
+        self.on_ready: Callable[[], None] = lambda: None
+        self._sent: deque[tuple[asyncio.Future[object], float]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[object], bytes]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def call(self, *parts: bytes) -> "asyncio.Future[object]":
+        """Sends a command; its reply as bytes, int, None or a list of these.
+
+        Raises (in the future):
+            Lost: no connection, or it broke before the answer came.
+            hiredis.ReplyError: Redis refuses the command.
+        """
+        answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        if not self.up:
+            answer.set_exception(Lost("Redis is away"))
+        else:
+            self._waiting.append((answer, encode(*parts)))
+            self._send_more()
+        return answer
+
+    def _send_more(self) -> None:
+        out = []
+        now = asyncio.get_running_loop().time()
+        while self._waiting and len(self._sent) < PIPELINE:
+            answer, command = self._waiting.popleft()
+            if not answer.done():
+                self._sent.append((answer, now + self.settings.redis_request_timeout))
+                out.append(command)
+        if out:
+            self.write(b"".join(out))
+        self._watch()
+
+    def _watch(self) -> None:
+        if self._sent and not self._timer:
+            self._timer = asyncio.get_running_loop().call_at(self._sent[0][1], self._judge)
+
+    def _judge(self) -> None:
+        self._timer = None
+        if self._sent and asyncio.get_running_loop().time() >= self._sent[0][1]:
+            self.abort(f"no answer in {self.settings.redis_request_timeout:g} s")
+        else:
+            self._watch()
+
+    def take_replies(self) -> None:
+        """Each reply settles the oldest command."""
+        while (reply := self._reader.gets()) is not False:
+            if self.greeted(reply):
+                continue
+            if not self._sent:
+                return self.abort(f"an answer to nothing: {str(reply)[:100]}")
+            answer, _ = self._sent.popleft()
+            if answer.done():
+                continue
+            if isinstance(reply, hiredis.ReplyError):
+                answer.set_exception(reply)
+            else:
+                answer.set_result(reply)
+        return self._send_more()
+
+    def on_up(self) -> None:
+        """Who asked to know hears of it."""
+        self.on_ready()
+
+    def on_lost(self) -> None:
+        """Nothing that was in flight is sent again: it may have been carried out."""
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        lost = Lost("the connection to Redis was lost")
+        for answer in [answer for answer, _ in self._sent] + [answer for answer, _ in self._waiting]:
+            if not answer.done():
+                answer.set_exception(lost)
+        self._sent.clear()
+        self._waiting.clear()
+
+
+def _refusal(error: str) -> Refused:
+    return Refused(error, fatal=error.startswith(_FATAL))
+
+
+def _sentence(why: Exception) -> str:
+    if isinstance(why, TimeoutError):
+        return "no answer in time"
+    return str(why) or type(why).__name__

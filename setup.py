@@ -1,0 +1,59 @@
+"""The compiled core and its build modes; everything else is in pyproject.toml.
+
+RELAY_BUILD=release   -O3, no assertions (the default)
+RELAY_BUILD=debug     -O1 -g, the invariants of DESIGN.md asserted
+RELAY_BUILD=asan      as debug, under AddressSanitizer and UndefinedBehaviorSanitizer
+RELAY_REQUIRE_CORE=1  a core that does not build fails the build; otherwise the package
+                      installs without it, which is all that a worker needs
+"""
+
+import os
+import sys
+
+from setuptools import Extension, setup
+
+MODES = {
+    # The flags stand here and not in CFLAGS: setting that one silently drops the interpreter's own -O2.
+    "release": (["-O3"], [], [("CYTHON_WITHOUT_ASSERTIONS", "1")]),
+    "debug": (["-O1", "-g"], [], []),
+    "asan": (
+        ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],
+        ["-fsanitize=address,undefined"],
+        [],
+    ),
+}
+
+
+def core(mode: str, required: bool) -> list[Extension]:
+    """The extension `relay._fanout`, translated in memory of nothing: generated C stays below build/."""
+    try:
+        from Cython.Build import cythonize
+    except ImportError:
+        if required:
+            raise
+        return []
+    compile_args, link_args, macros = MODES[mode]
+    extension = Extension(
+        "relay._fanout",
+        ["relay/_fanout.pyx"],
+        extra_compile_args=[*compile_args, "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"],
+        extra_link_args=link_args,
+        define_macros=[*macros, ("RELAY_BUILD", f'"{mode}"')],
+        optional=not required,
+    )
+    return cythonize([extension], build_dir="build", force="RELAY_BUILD" in os.environ)
+
+
+def extensions() -> list[Extension]:
+    mode = os.environ.get("RELAY_BUILD", "release")
+    if mode not in MODES:
+        sys.exit(f"RELAY_BUILD={mode}: no such build mode; one of {', '.join(MODES)}")
+    required = os.environ.get("RELAY_REQUIRE_CORE") == "1"
+    if not sys.platform.startswith("linux"):
+        if required:
+            sys.exit("RELAY_REQUIRE_CORE=1: the core builds on Linux only")
+        return []
+    return core(mode, required)
+
+
+setup(ext_modules=extensions())
