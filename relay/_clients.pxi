@@ -176,17 +176,21 @@ cdef class Clients:
         return True
 
     def close_some(self, uint32_t count, int code, bytes reason=b"") -> int:
-        """Closes up to `count` websockets, whichever; how many are left. For a drain that spreads its closes."""
+        """Closes up to `count` websockets, whichever; how many are left. For a drain that spreads its closes.
+
+        With the last of them go those that never became one: a browser's spare connections hold up no drain.
+        """
         cdef uint32_t i, left = 0
         for i in range(self.high):
-            if self.slots[i].stage == PARKED:
-                self.bury(i)
-            elif self.slots[i].stage == OPEN and not self.slots[i].dead:
+            if self.slots[i].stage == OPEN and not self.slots[i].dead:
                 if count > 0:
                     count -= 1
                     self.part(i, code, reason, True)
                 else:
                     left += 1
+        for i in range(self.high):
+            if left == 0 and HEAD <= self.slots[i].stage <= PARKED:
+                self.bury(i)
         return left
 
     def ping(self, uint64_t client) -> bool:

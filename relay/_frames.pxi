@@ -168,14 +168,14 @@ cdef int read_header(const unsigned char *data, size_t size, Header *out) noexce
     elif payload == 127:
         head = 14
     out.size = head
-    if size < head:
-        return 0
-    if payload >= 126:
+    if payload >= 126 and size >= head - 4:
         payload = 0
         for i in range(2, head - 4):
             payload = payload << 8 | data[i]
         if payload < 126 or (head == 14 and (payload < 65536 or payload >> 63)):
             return -1  # not the shortest form, or the top bit set
+    if size < head:
+        return 0
     out.payload = payload
     memcpy(out.key, data + head - 4, 4)
     return 1

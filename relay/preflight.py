@@ -18,7 +18,6 @@ from relay.settings import ServiceSettings
 from relay.status import MAX_TOPICS, NOT_PERMITTED, TOO_MANY_TOPICS
 from relay.upstream import Commands, Link
 
-EVENTS = b"__keyspace@0__:"  # the channel of a key's events in db 0
 SPACING = 0.025  # seconds between two reads of a run, so between two frames
 RECHECK = 50.0  # seconds until every watched run has been read again, event or not
 KEPT = 1000  # snapshots of runs that nobody watches, for who joins while Redis is away
@@ -78,6 +77,7 @@ class Preflight:
         self.commands = commands
         self.commands.on_ready = self._on_ready
         self.set_events = set_events
+        self._events_of = b"__keyspace@%d__:" % settings.redis.db  # and the key: the channel of its events
         self.log = logging.getLogger("relay.preflight")
         self.events = ""  # what is known of Redis' key events: on, off or unknown
         self._runs: OrderedDict[bytes, _Run] = OrderedDict()
@@ -97,7 +97,7 @@ class Preflight:
             kept = self._kept.pop(run, b"")
             if not (self.link.up and self.commands.up):
                 state.snapshot = kept
-            self.link.want(EVENTS + run)
+            self.link.want(self._events_of + run)
         self.core.attach(client, run, state.snapshot)
         if not self.core.watched(self.index, run):
             self.idle(run)  # it was gone before it came
@@ -107,7 +107,7 @@ class Preflight:
         if self.core.watched(self.index, run):
             return
         state = self._runs.pop(run, None)
-        self.link.drop(EVENTS + run)
+        self.link.drop(self._events_of + run)
         if state is None:
             return
         if state.due:
@@ -121,15 +121,15 @@ class Preflight:
 
     def on_subscribed(self, channel: bytes) -> None:
         """Of upstream.Listener. Subscribe first, then read: no write can fall between."""
-        self._touch(channel[len(EVENTS) :])
+        self._touch(channel[len(self._events_of) :])
 
     def on_refused(self, channel: bytes, why: str) -> None:
         """Of upstream.Listener."""
-        self.core.close_topic(self.index, channel[len(EVENTS) :], 1008, b"Redis does not permit this run")
+        self.core.close_topic(self.index, channel[len(self._events_of) :], 1008, b"Redis does not permit this run")
 
     def on_event(self, channel: bytes, payload: bytes) -> None:
         """Of upstream.Listener: something was done to the key."""
-        self._touch(channel[len(EVENTS) :])
+        self._touch(channel[len(self._events_of) :])
 
     def on_down(self) -> None:
         """Of upstream.Listener. Nothing is sent; each subscription made again brings a new read."""

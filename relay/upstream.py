@@ -218,15 +218,18 @@ class Upstream(asyncio.BufferedProtocol):
         self.on_up()
 
     async def _greet(self, address: RedisAddress) -> None:
-        """AUTH where there is a password, and a PING that shows whether one is wanted."""
-        greetings = [encode(b"PING")]
-        if address.password is not None:
-            user = [address.username.encode()] if address.username else []
-            greetings.insert(0, encode(b"AUTH", *user, address.password.encode()))
+        greetings = self.greetings(address)
         self._greeting = asyncio.get_running_loop().create_future()
         self._greetings_due = len(greetings)
         self.write(b"".join(greetings))
         await self._greeting
+
+    def greetings(self, address: RedisAddress) -> list[bytes]:
+        """AUTH where there is a password, and a PING that shows whether one is wanted."""
+        if address.password is None:
+            return [encode(b"PING")]
+        user = [address.username.encode()] if address.username else []
+        return [encode(b"AUTH", *user, address.password.encode()), encode(b"PING")]
 
     def greeted(self, reply: object) -> bool:
         """Whether the reply was one to a greeting, and is used up."""
@@ -515,6 +518,11 @@ class Commands(Upstream):
         self._sent: deque[tuple[asyncio.Future[object], float]] = deque()
         self._waiting: deque[tuple[asyncio.Future[object], bytes]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+
+    def greetings(self, address: RedisAddress) -> list[bytes]:
+        """SELECT too, where it is another database than the one a connection begins with. Pub/Sub needs none."""
+        select = [encode(b"SELECT", str(address.db).encode())] if address.db else []
+        return super().greetings(address) + (select if self.settings.name == "preflight" else [])
 
     def call(self, *parts: bytes) -> "asyncio.Future[object]":
         """Sends a command; its reply as bytes, int, None or a list of these.

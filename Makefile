@@ -1,0 +1,64 @@
+# build | demo | test | check | debug | bench | wheel | clean.  Two commands matter: make demo, and make test.
+
+PYTHON ?= python3
+BIN := .venv/bin
+CORE := $(wildcard relay/*.pyx relay/*.pxi relay/*.pxd)
+
+# Here a core that does not build is an error; on a worker's machine it is none (setup.py).
+export RELAY_REQUIRE_CORE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: build demo test check debug bench wheel clean system
+.DELETE_ON_ERROR:
+
+build: build/core.stamp
+
+demo: build
+	@$(BIN)/relay demo $(ARGS)
+
+test: build
+	$(BIN)/pytest $(ARGS)
+
+check: build
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: build
+	$(BIN)/pytest bench --benchmark-only --benchmark-enable $(ARGS)
+
+wheel: build
+	$(BIN)/pip wheel -q --no-deps --no-build-isolation --wheel-dir dist .
+
+# The core with its invariants asserted, then under AddressSanitizer; each in a copy of the tree, so that the release
+# build stays. Leaks are left to the tests that count: the interpreter itself never frees all.
+debug: build
+	sh tests/other_build.sh debug $(ARGS)
+	sh tests/other_build.sh asan $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info relay/*.so
+
+build/core.stamp: $(CORE) setup.py .venv/installed.stamp
+	$(BIN)/python setup.py -q build_ext --inplace
+	@mkdir -p build && touch $@
+
+.venv/installed.stamp: pyproject.toml setup.py | system
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q 'setuptools>=77' 'Cython>=3.1,<4' wheel
+	$(BIN)/pip install -q --no-build-isolation -e '.[test]'
+	@touch $@
+
+# What pip cannot bring. One line mends it; where CI is set, it is run.
+system:
+	@missing=; \
+	command -v gcc >/dev/null || missing="$$missing gcc"; \
+	if command -v $(PYTHON) >/dev/null; then \
+	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+	  $(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || missing="$$missing python3-dev"; \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "$(PYTHON) is $$($(PYTHON) -V): the relay needs Python 3.11 or newer. Name one: make PYTHON=/path/to/python3.11 build"; exit 1; }; \
+	else missing="$$missing python3 python3-venv python3-dev"; fi; \
+	test -z "$$missing" && exit 0; \
+	line="apt-get install -y$$missing"; \
+	if [ -n "$$CI" ] && [ "$$(id -u)" = 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$line; \
+	else echo "Missing:$$missing. Mend it with:"; echo "  sudo $$line"; exit 1; fi

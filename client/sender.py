@@ -1,0 +1,277 @@
+"""What carries StatusMessenger's messages: one connection, a helper thread that makes it, and the counts.
+
+Redis is a separate host and may be restarted at any time, and a worker's real work must not wait for it. So a publish
+takes at most BUDGET seconds, whatever the network does (contract, section 3):
+
+    publish ──▶ a connection is there ──▶ one write, one reply line ──▶ number of receivers
+                       │ none                        │ written, no reply in time ──▶ in doubt, never sent again
+                       ▼
+       a helper thread resolves and connects; this publish waits for it within its budget, and gives up with a drop.
+       Once FIRST_ATTEMPT is over or has failed, messages are dropped at once and counted. The helper tries again for
+       ever, with jitter, and before it hands the new connection over it tells each channel how many it lost.
+
+The Redis commands that an ACL user of this module needs: PUBLISH on its channels, and SELECT, which may be refused.
+"""
+
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple
+
+from client import keys
+from client.connection import Address
+from client.wire import ReplyError, Unanswered, Unsent, Wire, open_wire, reason
+
+log = logging.getLogger(__name__)
+
+# Seconds. The promise is 0.2 in all; the rest is for the thread to get its turn of the processor back.
+BUDGET = 0.195
+# What all publishes together wait for the first attempt of an outage, each within its budget: enough for the two round
+# trips of a worker 190 ms away, which so loses one message and not a burst.
+FIRST_ATTEMPT = 0.5
+# What the helper has for one connection: a worker 190 ms away needs two round trips, and with TLS four.
+CONNECT_BUDGET = 5.0
+RETRY_BASE = 0.05
+RETRY_MAX = 1.0
+# Redis that answers, but with a refusal (password, maxclients), is not helped by more questions.
+REFUSED_RETRY_MAX = 30.0
+# Channels whose drops are told apart; a process that publishes on more gets the rest in the total only.
+CHANNELS_MAX = 1024
+
+NOTICE = "StatusMessenger: {} messages dropped while Redis was away"
+
+_NEWS = {
+    "away": "Redis at %s is away, dropping status messages until it is back: %s",
+    "slow": "Redis at %s is slow, status messages may be lost: %s",
+    "refused": "Redis at %s refuses a status message: %s",
+}
+
+
+class Counts(NamedTuple):
+    """What became of this process's messages since its start, its fork or its last change of Redis."""
+
+    published: int
+    dropped: int
+    in_doubt: int
+
+
+class Trouble(Exception):  # noqa: N818 - what became of a message, not a fault of the caller
+    """Base of the three ends of a message that has no number of receivers."""
+
+    fate: ClassVar[str]
+
+
+class Dropped(Trouble):
+    """The message did not reach Redis."""
+
+    fate = "was dropped"
+
+
+class Refused(Trouble):
+    """Redis answered with an error and passed the message on to nobody."""
+
+    fate = "was refused"
+
+
+class InDoubt(Trouble):
+    """The message was written and its reply not seen in time: it may have been delivered, and is never sent again."""
+
+    fate = "is in doubt"
+
+
+class Sender:
+    """The way to one Redis, for all threads of a process.
+
+    Two locks: `_turn` is held by the one thread that uses the connection; `_state` guards everything else, is held for
+    moments only, and never while logging, for a handler of the root logger may come back here.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._turn = threading.Lock()
+        self._state = threading.Condition()
+        self._wire: Wire | None = None
+        self._helper: threading.Thread | None = None
+        self._waitable_until = 0.0
+        self._failure: str | None = None  # why the first attempt of this outage failed
+        self._lost: dict[str, int] = {}  # dropped messages by channel, until their channel is told
+        self._told: set[str] = set()  # what the log said since the connection was made
+        self._closed = False
+        self._published = self._dropped = self._in_doubt = 0
+
+    def counts(self) -> Counts:
+        """The counts up to now."""
+        with self._state:
+            return Counts(self._published, self._dropped, self._in_doubt)
+
+    def close(self) -> None:
+        """End the connection and the helper; this sender is not used again."""
+        with self._turn, self._state:
+            self._closed = True
+            self._state.notify_all()
+            if self._wire is not None:
+                self._wire.close()
+
+    def abandon(self) -> None:
+        """In a child of a fork: let go of the parent's socket, and take no lock, for its threads may hold them."""
+        if self._wire is not None:
+            self._wire.close()
+
+    def publish(self, channel: str, message: bytes) -> int:
+        """Publish within BUDGET seconds and return the number of receivers.
+
+        Raises:
+            Trouble: what became of the message instead, counted and, once per connection and kind, logged.
+        """
+        deadline = time.monotonic() + BUDGET
+        try:
+            receivers = self._in_turn(channel.encode(), message, deadline)
+        except Trouble as trouble:
+            self._count(channel, trouble)
+            raise
+        with self._state:
+            self._published += 1
+        return receivers
+
+    def _in_turn(self, channel: bytes, message: bytes, deadline: float) -> int:
+        if not self._turn.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            raise Dropped("other threads of this process were waiting for it already")
+        try:
+            # What is Unsent cannot have been delivered, so a new connection, if there is one in time, may have it.
+            with contextlib.suppress(Unsent):
+                return self._exchange(channel, message, deadline)
+            return self._exchange(channel, message, deadline)
+        except Unsent as trouble:
+            raise Dropped(str(trouble)) from None
+        finally:
+            self._turn.release()
+
+    def _exchange(self, channel: bytes, message: bytes, deadline: float) -> int:
+        wire = self._wire_by(deadline)
+        try:
+            if self._lost:
+                self._report(wire, deadline)
+            return wire.publish(channel, message, deadline)
+        except Unanswered as trouble:
+            if trouble.lost:
+                self._lose(wire)
+            raise InDoubt(str(trouble)) from None
+        except ReplyError as error:
+            raise Refused(str(error)) from None
+        except BaseException:
+            # Unsent; or the exception of a signal handler, as RQ ends a job that takes too long: then a command may be
+            # half written, and the next one would become part of its message.
+            self._lose(wire)
+            raise
+
+    def _wire_by(self, deadline: float) -> Wire:
+        with self._state:
+            if self._wire is None and self._helper is None:
+                self._start_helper()
+            until = min(deadline, self._waitable_until)
+            while self._wire is None and self._failure is None and (left := until - time.monotonic()) > 0:
+                self._state.wait(left)
+            if self._wire is None:
+                raise Dropped(self._failure or "no connection within the time that a publish may take")
+            return self._wire
+
+    def _start_helper(self) -> None:
+        self._failure = None
+        self._waitable_until = time.monotonic() + FIRST_ATTEMPT
+        helper = threading.Thread(target=self._connect, name="client-connect", daemon=True)
+        try:
+            helper.start()
+        except RuntimeError as error:  # the interpreter is ending, or the process has no thread to give
+            raise Dropped(str(error)) from None
+        self._helper = helper
+
+    def _lose(self, wire: Wire) -> None:
+        wire.close()
+        with self._state:
+            self._wire = None
+
+    def _count(self, channel: str, trouble: Trouble) -> None:
+        with self._state:
+            if isinstance(trouble, InDoubt):
+                self._in_doubt += 1
+            else:
+                self._dropped += 1
+            if isinstance(trouble, Dropped):
+                self._remember({channel: 1})
+            kind = "refused" if isinstance(trouble, Refused) else "slow" if self._wire else "away"
+            is_news = kind not in self._told
+            self._told.add(kind)
+        if is_news:
+            log.warning(_NEWS[kind], self.address, trouble)
+
+    def _remember(self, lost: dict[str, int]) -> None:
+        for channel, number in lost.items():
+            if channel in self._lost or len(self._lost) < CHANNELS_MAX:
+                self._lost[channel] = self._lost.get(channel, 0) + number
+
+    def _report(self, wire: Wire, deadline: float) -> None:
+        with self._state:
+            lost, self._lost = self._lost, {}
+        try:
+            while lost:
+                channel = next(iter(lost))
+                wire.tell(channel.encode(), NOTICE.format(lost[channel]).encode(), deadline)
+                del lost[channel]
+        finally:
+            with self._state:
+                self._remember(lost)
+
+    # What follows runs in the helper thread.
+
+    def _connect(self) -> None:
+        for pause in _pauses():
+            longest = RETRY_MAX
+            try:
+                self._hand_over(open_wire(self.address, keys.STATUS_DB, CONNECT_BUDGET))
+                return
+            except OSError as error:
+                failure = reason(error)
+            except Unsent as error:
+                failure = str(error)
+            except ReplyError as error:
+                failure, longest = str(error), REFUSED_RETRY_MAX
+            with self._state:
+                self._failure = failure
+                self._state.notify_all()
+                if self._state.wait_for(lambda: self._closed, random.uniform(0, min(pause, longest))):
+                    return
+
+    def _hand_over(self, wire: Wire) -> None:
+        """Tell each channel what it lost, so that the line stands where the hole is; then publishers may go on."""
+        try:
+            while not self._install(wire):
+                self._report(wire, time.monotonic() + CONNECT_BUDGET)
+        except BaseException:
+            wire.close()
+            raise
+
+    def _install(self, wire: Wire) -> bool:
+        with self._state:
+            if self._lost and not self._closed:
+                return False
+            self._helper = None
+            if self._closed:
+                wire.close()
+                return True
+            self._wire, self._failure = wire, None
+            was_away, self._told = "away" in self._told, set()
+            self._state.notify_all()
+        if was_away:
+            log.warning("Redis at %s is back; since the start %s", self.address, self.counts())
+        return True
+
+
+def _pauses() -> Iterator[float]:
+    """The ceilings of the pauses between attempts; full jitter is taken below them."""
+    pause = RETRY_BASE
+    while True:
+        yield pause
+        pause = min(2 * pause, REFUSED_RETRY_MAX)

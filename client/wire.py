@@ -1,0 +1,274 @@
+"""A lean Redis connection on which every step obeys one deadline, for publishing and nothing else.
+
+redis-py's timeouts are per socket operation, its name resolution has none, and its first command takes up to six round
+trips; a worker must not wait for any of that. Here a connection is opened with AUTH (where there is a password) and
+SELECT in one write, and a request is one write and one short reply line under RESP2.
+"""
+
+import socket
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from client.connection import Address
+
+if TYPE_CHECKING:
+    import ssl
+
+# Seconds. A late reply does not end the connection, or a worker whose round trip is 0.2 s would reconnect for every
+# line; Redis that owes a reply for this long without giving any is taken for dead.
+PATIENCE = 1.0
+
+# A reply to AUTH, SELECT or PUBLISH is one short line; a peer that says more without an end is no Redis.
+_LINE_MAX = 65536
+
+
+class ReplyError(Exception):
+    """Redis answered with an error; the text is Redis's own."""
+
+
+class Unsent(Exception):  # noqa: N818 - what became of the request, not a fault of the caller
+    """The request was not wholly written, so Redis cannot have run it, and the connection is of no more use."""
+
+
+class Unanswered(Exception):  # noqa: N818 - as above
+    """The request was written and its reply not seen: Redis may have run it or may yet, so it is never sent again.
+
+    Attributes:
+        lost: the connection is of no more use; where false, the reply may still come and is then passed over.
+    """
+
+    def __init__(self, reason: str, *, lost: bool) -> None:
+        super().__init__(reason)
+        self.lost = lost
+
+
+class Wire:
+    """One connection, used by one thread at a time."""
+
+    def __init__(self, sock: socket.socket, would_block: tuple[type[OSError], ...]) -> None:
+        self._sock = sock
+        self._would_block = would_block
+        self._buffer = bytearray()
+        self._owed = 0  # replies not seen yet
+        self._heard = time.monotonic()
+
+    def close(self) -> None:
+        """Close this process's hold on the socket; a child of a fork does not disturb its parent's connection."""
+        self._sock.close()
+
+    def publish(self, channel: bytes, message: bytes, deadline: float) -> int:
+        """PUBLISH and wait for the number of receivers.
+
+        Args:
+            channel: the channel's name.
+            message: the payload, of any size.
+            deadline: on time.monotonic.
+
+        Raises:
+            ReplyError, Unsent, Unanswered: see there.
+        """
+        self.tell(channel, message, deadline)
+        try:
+            while self._owed > 1:
+                self._take(deadline)
+            return _number(self._take(deadline))
+        except TimeoutError:
+            raise Unanswered("Redis did not answer in time", lost=self._is_silent()) from None
+        except OSError as error:
+            raise Unanswered(f"the connection ended before Redis answered: {reason(error)}", lost=True) from None
+
+    def tell(self, channel: bytes, message: bytes, deadline: float) -> None:
+        """PUBLISH and pass the reply over when it comes; a round trip less than `publish`.
+
+        Raises:
+            Unsent: see there.
+        """
+        self._settle()
+        self._write(pack(b"PUBLISH", channel, message), deadline)
+
+    def handshake(self, commands: list[bytes], deadline: float) -> list[bytes]:
+        """Write all commands at once and return their reply lines, errors among them.
+
+        Raises:
+            OSError: the connection ended, or not all replies came in time.
+        """
+        self._send(b"".join(commands), deadline)
+        self._owed = len(commands)
+        return [self._take(deadline) for _ in commands]
+
+    def _settle(self) -> None:
+        """Take replies that came late, and notice a dead connection while nothing is written yet."""
+        try:
+            self._sock.settimeout(0)
+            while data := self._sock.recv(4096):
+                self._buffer += data
+            raise Unsent("Redis has closed the connection")
+        except self._would_block:
+            pass
+        except OSError as error:
+            raise Unsent(reason(error)) from None
+        while self._owed and b"\r\n" in self._buffer:
+            self._pop()
+        if self._buffer and not self._owed:
+            raise Unsent("the peer speaks unasked, so it is no Redis")
+        if self._is_silent():
+            raise Unsent("Redis has left an earlier message unanswered")
+
+    def _is_silent(self) -> bool:
+        return self._owed > 0 and time.monotonic() - self._heard > PATIENCE
+
+    def _write(self, packet: bytes, deadline: float) -> None:
+        try:
+            self._send(packet, deadline)
+        except OSError as error:
+            raise Unsent(f"could not write to Redis: {reason(error)}") from None
+        if not self._owed:
+            self._heard = time.monotonic()
+        self._owed += 1
+
+    def _send(self, packet: bytes, deadline: float) -> None:
+        view = memoryview(packet)
+        while view:
+            self._sock.settimeout(_left(deadline))
+            view = view[self._sock.send(view) :]
+
+    def _take(self, deadline: float) -> bytes:
+        while b"\r\n" not in self._buffer:
+            if len(self._buffer) > _LINE_MAX:
+                raise ConnectionError("the peer's answer has no end, so it is no Redis")
+            self._sock.settimeout(_left(deadline))
+            data = self._sock.recv(4096)
+            if not data:
+                raise ConnectionError("Redis has closed the connection")
+            self._buffer += data
+        return self._pop()
+
+    def _pop(self) -> bytes:
+        line, _, rest = self._buffer.partition(b"\r\n")
+        self._buffer = rest
+        self._owed -= 1
+        self._heard = time.monotonic()
+        return bytes(line)
+
+
+def pack(*arguments: bytes) -> bytes:
+    """One command as RESP sends it: an array of bulk strings."""
+    return b"".join([b"*%d\r\n" % len(arguments), *(b"$%d\r\n%b\r\n" % (len(a), a) for a in arguments)])
+
+
+def open_wire(address: Address, db: int, budget: float) -> Wire:
+    """Connect, authenticate and select a database.
+
+    getaddrinfo cannot be interrupted; `budget` (seconds, for all the rest) begins with its answer, however late.
+
+    Raises:
+        OSError: no connection, or no answer in time.
+        ReplyError: Redis refuses the password or the connection.
+    """
+    found: Sequence[Any] = (
+        [] if address.path is not None else socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    )
+    deadline = time.monotonic() + budget
+    sock = _connect(found, deadline) if address.path is None else _connect_path(address.path, deadline)
+    would_block: tuple[type[OSError], ...] = (BlockingIOError,)
+    try:
+        if address.tls is not None:
+            sock, would_block = _secured(sock, address, deadline)
+        wire = Wire(sock, would_block)
+        _introduce(wire, address, db, deadline)
+    except BaseException:
+        sock.close()
+        raise
+    return wire
+
+
+def _connect(found: Sequence[tuple[int, int, int, str, Any]], deadline: float) -> socket.socket:
+    """Try each address; one that swallows packets gets its share of the time, not all of it."""
+    trouble = OSError("the name has no address")
+    for waiting, (family, kind, proto, _, where) in zip(range(len(found), 0, -1), found, strict=True):
+        sock = socket.socket(family, kind, proto)
+        try:
+            sock.settimeout(_left(deadline) / waiting)
+            sock.connect(where)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        except OSError as error:
+            sock.close()
+            trouble = error
+        else:
+            return sock
+    raise trouble
+
+
+def _connect_path(path: str, deadline: float) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(_left(deadline))
+        sock.connect(path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _secured(sock: socket.socket, address: Address, deadline: float) -> tuple[socket.socket, tuple[type[OSError], ...]]:
+    import ssl
+
+    sock.settimeout(_left(deadline))
+    secured = _context(address).wrap_socket(sock, server_hostname=address.host)
+    return secured, (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+def _context(address: Address) -> "ssl.SSLContext":
+    import ssl
+
+    tls = address.tls
+    assert tls is not None
+    context = ssl.create_default_context(cafile=tls.ssl_ca_certs)
+    context.check_hostname = tls.ssl_check_hostname
+    context.verify_mode = {
+        "required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE,
+    }[tls.ssl_cert_reqs]  # fmt: skip
+    if tls.ssl_certfile:
+        context.load_cert_chain(tls.ssl_certfile, tls.ssl_keyfile)
+    return context
+
+
+def _introduce(wire: Wire, address: Address, db: int, deadline: float) -> None:
+    """AUTH where needed, then SELECT, in one write.
+
+    Pub/Sub ignores the database, so a SELECT that is refused as such (an ACL without it, a server with one database)
+    is no reason to publish nothing.
+    """
+    credentials = [part.encode() for part in address.credentials()]
+    commands = [pack(b"AUTH", *credentials)] if credentials else []
+    replies = wire.handshake([*commands, pack(b"SELECT", b"%d" % db)], deadline)
+    for reply in replies[:-1]:
+        _check(reply)
+    if not replies[-1].startswith(b"-NOPERM") and b"DB index" not in replies[-1]:
+        _check(replies[-1])
+
+
+def _check(line: bytes) -> None:
+    if line.startswith(b"-"):
+        raise ReplyError(line[1:].decode(errors="replace"))
+
+
+def _number(line: bytes) -> int:
+    _check(line)
+    if not line.startswith(b":") or not line[1:].isdigit():
+        raise ConnectionError("the answer is none that Redis gives")
+    return int(line[1:])
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
+
+
+def reason(error: OSError) -> str:
+    """The error in words, without its number."""
+    return error.strerror or str(error) or type(error).__name__

@@ -1,0 +1,68 @@
+"""`relay checklist`: what is done and what is running in one run."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from relay.cli.examples import ExampleCommand
+from relay.cli.target import address
+
+WAIT = 10.0  # seconds for the first snapshot: twice the relay's own deadline for its Redis command
+
+
+@click.command(
+    cls=ExampleCommand,
+    examples=(
+        "relay checklist run1",
+        "relay checklist run1 --watch",
+        "relay checklist run1 --json | jq .checklist.wepp",
+    ),
+)
+@click.argument("run")
+@click.option("--url", default="ws://localhost:9001", show_default=True, help="The relay's preflight service.")
+@click.option("--watch", is_flag=True, help="Stay, and print each change.")
+@click.option("--json", "as_json", is_flag=True, help="Each snapshot as one JSON object, as the relay sends it.")
+def checklist(run: str, url: str, watch: bool, as_json: bool) -> None:
+    """Print what is done and what runs in RUN.
+
+    Locked is what runs. With --watch the changes follow, one a line, and a lost connection is made again.
+    """
+    import asyncio
+    from urllib.parse import quote
+
+    from relay.cli.follow import Frame, follow
+    from relay.errors import RelayError
+
+    last: Frame = {}
+
+    def take(frame: Frame) -> bool:
+        nonlocal last
+        if frame.get("type") != "preflight":
+            return False
+        for line in [json.dumps(frame, separators=(",", ":"))] if as_json else changes(last, frame):
+            print(line, flush=True)
+        last = frame
+        return not watch
+
+    where = address(url, quote(run, safe=""))
+    if watch:
+        asyncio.run(follow(where, take))
+        return
+    try:
+        asyncio.run(asyncio.wait_for(follow(where, take, again=False), WAIT))
+    except TimeoutError:
+        raise RelayError(f"{where}: no snapshot within {WAIT:g} s; does the relay reach its Redis?") from None
+
+
+def changes(last: dict[str, Any], frame: dict[str, Any]) -> Iterator[str]:
+    """What of `frame` is not in `last`: a line for each item, then one for each lock that is or was held."""
+    before = last.get("checklist", {})
+    for item, done in frame["checklist"].items():
+        if before.get(item) != done:
+            yield f"[{'x' if done else ' '}] {item}"
+    held = last.get("lock_statuses", {})
+    for name, locked in frame["lock_statuses"].items():
+        if bool(held.get(name)) != locked:
+            yield f"{name} {'locked' if locked else 'unlocked'}"

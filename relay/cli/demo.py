@@ -1,0 +1,194 @@
+"""`relay demo`: a Redis, a relay, a worker and a page to watch them on."""
+
+import contextlib
+import http.client
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import click
+
+from relay.cli import core
+from relay.cli.examples import ExampleCommand
+from relay.errors import RelayError
+
+HOST = "127.0.0.1"  # a demo is for the person at this machine
+STATUS_PORT, PREFLIGHT_PORT = 9002, 9001
+START = 15.0  # seconds in which a relay must be ready; it takes 0.5 on an idle machine
+END = 1.2  # seconds from SIGTERM to SIGKILL, so that all is over within 2 s of Ctrl-C
+DRAIN = "500ms"
+PAUSE = 8.0  # seconds between two runs, to look at a full checklist
+
+
+def _run_id(_ctx: click.Context, _parameter: click.Parameter, run: str) -> str:
+    """A run id that the relay serves on all channels; not `..`, for a directory of that name is made and emptied."""
+    from relay.handshake import Refused, route
+
+    name = f"{run}:subcatchment_delineation"  # the longest of them
+    with contextlib.suppress(Refused):
+        if route("status", f"/{name}").topic == name.encode():
+            return run
+    raise click.BadParameter(f"{run!r} is no run id: letters, digits and _ . ; - only, as in my-run")
+
+
+@click.command(
+    cls=ExampleCommand,
+    examples=(
+        "relay demo",
+        "relay demo --speed 5 --once",
+        "relay demo --run my-run --redis-url redis://localhost:6379",
+    ),
+)
+@click.option("--run", default="demo", show_default=True, callback=_run_id, help="Run id; what it had is overwritten.")
+@click.option("--speed", default=1.0, show_default=True, type=click.FloatRange(0.01, 1000), help="Of the work.")
+@click.option("--redis-url", metavar="URL", help="Use this Redis and not one of the demo's own.")
+@click.option("--once", is_flag=True, help="End after one run.")
+def demo(run: str, speed: float, redis_url: str | None, once: bool) -> None:
+    """Run Redis, relay and a model run to watch.
+
+    Starts a Redis, both services, and a worker that simulates a model run again and again.
+    Prints the address of a page that shows the log and the checklist of the run. Takes free ports where 9001 or
+    9002 are taken. Ctrl-C ends everything it started.
+    """
+    core.require()
+    with contextlib.ExitStack() as stack:
+        ending = stack.enter_context(Ending())
+        _demo(stack, ending, run, speed, redis_url, once)
+    click.echo("relay demo: all ended", err=True)
+
+
+def _demo(
+    stack: contextlib.ExitStack, ending: "Ending", run: str, speed: float, redis_url: str | None, once: bool
+) -> None:
+    import client
+    from relay.cli.embedded import redis_server
+    from relay.cli.simulation import Simulation
+
+    redis = stack.enter_context(redis_server(redis_url))
+    status, preflight = _ports()
+    server = stack.enter_context(_relay(redis.url, status, preflight))
+    for port in (status, preflight):
+        if not _ready(port, server, ending):
+            return
+    client.configure(url=redis.url)
+    click.echo(f"http://{HOST}:{status}/?run={run}")
+    click.echo("relay demo: open this page in a browser; Ctrl-C ends everything", err=True)
+
+    def wait(seconds: float) -> bool:
+        if server.poll() is not None:
+            raise RelayError(f"the relay ended by itself, with exit code {server.returncode}; its last words are above")
+        return ending.wait(seconds)
+
+    parent = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-demo-", ignore_cleanup_errors=True)))
+    worker = Simulation(run, parent, wait, speed=speed)
+    while worker.once() and not once and not wait(PAUSE / speed):
+        pass
+
+
+class Ending:
+    """SIGINT and SIGTERM as something to wait for, and not an exception in the middle of anything.
+
+    The bytes that Python writes for them (`signal.set_wakeup_fd`) are never read: once asked to end, no wait waits.
+    """
+
+    def __enter__(self) -> Self:
+        self._asked, self._wakeup = socket.socketpair()
+        self._asked.setblocking(False)
+        self._wakeup.setblocking(False)
+        self._before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        self._handlers = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._before)
+        self._asked.close()
+        self._wakeup.close()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long; true, and at once, when it is time to end."""
+        return bool(select.select([self._asked], [], [], seconds)[0])
+
+
+def _ports() -> tuple[int, int]:
+    """The usual ports of status and preflight, or free ones where they are taken."""
+    from relay.cli.embedded import free_port
+
+    status = STATUS_PORT if _free(STATUS_PORT) else free_port()
+    preflight = PREFLIGHT_PORT if _free(PREFLIGHT_PORT) else free_port()
+    while preflight == status:
+        preflight = free_port()
+    return status, preflight
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, port))
+            listener.listen()  # with SO_REUSEADDR many may be bound to a port, but one alone may listen
+        except OSError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _relay(redis_url: str, status: int, preflight: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Both services in a process of their own.
+
+    In a session of its own too: the terminal sends Ctrl-C to the whole process group, and the relay is to end when
+    the worker has, not before.
+    """
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("STATUS_", "PREFLIGHT_", "RELAY_", "REDIS_"))}
+    settings = {
+        "REDIS_URL": redis_url,
+        "STATUS_LISTEN_ADDR": f"{HOST}:{status}",
+        "PREFLIGHT_LISTEN_ADDR": f"{HOST}:{preflight}",
+        "STATUS_LOG_LEVEL": "WARNING",
+        "PREFLIGHT_LOG_LEVEL": "WARNING",
+        "RELAY_DRAIN": DRAIN,
+    }
+    command = [sys.executable, "-m", "relay", "serve"]
+    with subprocess.Popen(command, env=inherited | settings, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(END)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _ready(port: int, server: subprocess.Popen[bytes], ending: Ending) -> bool:
+    """Wait until the service on `port` is ready; false where it is time to end first."""
+    deadline = time.monotonic() + START
+    while not _answers(port):
+        if server.poll() is not None:
+            raise RelayError(f"the relay did not start: exit code {server.returncode}; its last words are above")
+        if time.monotonic() > deadline:
+            raise RelayError(f"the relay is not ready on port {port} after {START:g} s; is its Redis there?")
+        if ending.wait(0.05):
+            return False
+    return True
+
+
+def _answers(port: int) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=1)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,108 @@
+"""One websocket of the relay, followed over as many connections as it takes.
+
+asyncio and websockets cost 0.2 s to import, so the commands import this module inside themselves.
+"""
+
+import asyncio
+import json
+import os
+import random
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
+
+from relay.errors import RelayError
+
+Frame = dict[str, Any]
+
+RETRY_BASE = 0.5  # seconds; upper bound of the first wait
+RETRY_MAX = 15.0  # seconds; what WEPPcloud's pages wait at most
+LONGEST = 16 << 20  # bytes; a published MiB may grow sixfold when it is escaped
+NOT_NOW = (408, 429)  # the 4xx that invite another try; all others say "never"
+POLICY = 1008  # close code of a subscription that Redis refuses, and of silence
+
+
+async def follow(url: str, take: Callable[[Frame], bool], *, again: bool = True) -> None:
+    """Hand every frame of `url` to `take` until that returns true; heartbeats are answered here.
+
+    Args:
+        url: websocket address.
+        take: called with each frame that is no heartbeat, in order; true ends it.
+        again: reconnect with full jitter for ever, and say so on stderr; otherwise the first failure ends it.
+
+    Raises:
+        RelayError: the relay refuses this address for good; without `again`, any failure.
+    """
+    attempt, lost = 0, False
+    while True:
+        heard = False
+        try:
+            socket = await connect(url, compression=None, max_size=LONGEST, close_timeout=1)
+        except (OSError, InvalidHandshake) as error:
+            reason = _refused(error, url)
+        else:
+            if lost:
+                print(f"relay: connected to {url} again", file=sys.stderr)
+            lost = False
+            async with socket:
+                heard, done = await _listen(socket, take)
+            if done:
+                return
+            reason = _closed(socket, url, heard)
+        if not again:
+            raise RelayError(f"{url}: {reason}; is the relay running there?")
+        if not lost:
+            print(f"relay: {url}: {reason}; reconnecting", file=sys.stderr)
+            lost = True
+        attempt = 1 if heard else attempt + 1
+        await asyncio.sleep(random.uniform(0, min(RETRY_MAX, RETRY_BASE * 2 ** min(attempt - 1, 10))))
+
+
+async def _listen(socket: ClientConnection, take: Callable[[Frame], bool]) -> tuple[bool, bool]:
+    """Read until `take` has enough or the connection ends; (anything heard, had enough)."""
+    heard = False
+    try:
+        async for message in socket:
+            heard = True
+            frame = _parse(message)
+            if frame.get("type") == "ping":
+                await socket.send('{"type":"pong"}')
+            elif take(frame):
+                return heard, True
+    except ConnectionClosed:
+        pass  # what it was is in the close code
+    return heard, False
+
+
+def _parse(message: str | bytes) -> Frame:
+    try:
+        frame = json.loads(message)
+    except ValueError:
+        return {}
+    return frame if isinstance(frame, dict) else {}
+
+
+def _refused(error: Exception, url: str) -> str:
+    """Why the handshake failed, for another try; RelayError where another try is pointless."""
+    if isinstance(error, InvalidStatus):
+        answer = error.response
+        said = answer.body.decode("utf-8", "replace").strip() if answer.body else answer.reason_phrase
+        if answer.status_code < 500 and answer.status_code not in NOT_NOW:
+            raise RelayError(f"{url}: refused with {answer.status_code}: {said}") from error
+        return f"answered {answer.status_code}: {said}"
+    if isinstance(error, InvalidMessage):
+        return "no HTTP answer"
+    if isinstance(error, OSError) and error.errno and error.errno > 0:
+        return os.strerror(error.errno)
+    return str(error) or type(error).__name__
+
+
+def _closed(socket: ClientConnection, url: str, heard: bool) -> str:
+    """Why the connection ended, for another try; RelayError where another try is pointless."""
+    said = f"closed {socket.close_code}" + (f" ({socket.close_reason})" if socket.close_reason else "")
+    if socket.close_code == POLICY and not heard:
+        raise RelayError(f"{url}: {said}: the relay refuses this subscription")
+    return said

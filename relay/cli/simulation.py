@@ -1,0 +1,242 @@
+"""A model run that computes nothing: a WEPPcloud worker as Redis sees one, for `relay demo`.
+
+Everything it says goes through `client` as a worker's would: RedisPrep in a working directory, job ids, locks on and
+off, timestamps task by task in the order of a real run, log lines on each task's channel, and at the end of each task
+COMPLETED and TRIGGER back to back (contract, sections 2 and 3.4).
+"""
+
+import random
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from client import RedisPrep, StatusMessenger, TaskEnum
+
+Line = tuple[float, str]  # seconds of work before it, and the line
+
+HILLSLOPES = 214
+CHANNELS = 87
+YEARS = range(2000, 2024)
+
+
+class Task(NamedTuple):
+    """One job of a run."""
+
+    channel: str  # <channel> of <run>:<channel>, where its lines go
+    call: str  # the function that the job queue runs, before _rq
+    lock: str  # locked:<lock> while it runs
+    done: TaskEnum  # the timestamp it leaves
+    event: str  # what its TRIGGER tells the browsers, before _TASK_COMPLETED
+    lines: Callable[[random.Random], Iterator[Line]]
+
+
+class Simulation:
+    """A worker that runs the whole model, again and again.
+
+    Args:
+        run: run id, the last part of the working directory.
+        parent: directory in which the run's working directory is made.
+        wait: takes seconds, waits so long, and returns true when it is time to end.
+        speed: 2.0 works twice as fast as 1.0, at which a run takes about a minute.
+        seed: of the figures in the lines.
+    """
+
+    def __init__(
+        self, run: str, parent: Path, wait: Callable[[float], bool], *, speed: float = 1.0, seed: int | None = None
+    ):
+        self.run = run
+        self._wd = parent / run
+        self._wait = wait
+        self._speed = speed
+        self._random = random.Random(seed)
+
+    def once(self) -> bool:
+        """One run from an empty project to the export; false where it was told to end before that."""
+        prep = self._new_project()
+        return all(self._work(prep, task) for task in TASKS)
+
+    def _new_project(self) -> RedisPrep:
+        """An empty working directory, and a hash with nothing done."""
+        shutil.rmtree(self._wd, ignore_errors=True)
+        self._wd.mkdir(parents=True)
+        prep = RedisPrep(str(self._wd), "disturbed9002.cfg", retry=1.0)
+        prep.remove_all_timestamp()
+        prep.has_sbs = False
+        prep.timestamp(TaskEnum.project_init)
+        return prep
+
+    def _work(self, prep: RedisPrep, task: Task) -> bool:
+        """One job, in the steps and the order of a real one."""
+        job = str(uuid.UUID(int=self._random.getrandbits(128), version=4))
+        call = f"{task.call}_rq({self.run})"
+        prep.set_rq_job_id(task.call, job)
+        prep.remove_timestamp(task.done)
+        prep.set_locked_status(task.lock, True)
+        try:
+            self._say(task, f"rq:{job} STARTED {call}")
+            for seconds, line in task.lines(self._random):
+                if self._wait(seconds / self._speed):
+                    return False
+                self._say(task, line)
+        finally:
+            prep.set_locked_status(task.lock, False)
+        if task.done is TaskEnum.init_sbs_map:
+            prep.has_sbs = True
+        prep.timestamp(task.done)
+        self._say(task, f"rq:{job} COMPLETED {call}")
+        self._say(task, f"rq:{job} TRIGGER   {task.channel} {task.event}_TASK_COMPLETED")
+        return not self._wait(0.6 / self._speed)
+
+    def _say(self, task: Task, line: str) -> None:
+        StatusMessenger.publish(f"{self.run}:{task.channel}", line)
+
+
+def _channels(rng: random.Random) -> Iterator[Line]:
+    yield 0.3, "fetching DEM: USGS 3DEP 10 m, 46.8321 -116.8415 to 46.7702 -116.7520"
+    yield 0.9, "dem.tif: 684 x 702 cells, 612.4 m to 1 301.9 m"
+    yield 0.3, "WhiteboxTools: BreachDepressionsLeastCost --dist=1000"
+    for percent in (25, 50, 75, 100):
+        yield 0.2, f"BreachDepressionsLeastCost: progress {percent}%"
+    yield 0.2, f"breached {rng.randint(310, 390)} pits, filled {rng.randint(8, 20)}"
+    yield 0.3, "WhiteboxTools: D8Pointer, D8FlowAccumulation"
+    yield 0.5, f"flow accumulation: largest upslope area {rng.uniform(38, 42):.2f} km2"
+    yield 0.3, f"extracting streams: csa 5.0 ha, mcl 60 m: {rng.randint(430, 470)} links"
+    yield 0.3, "netful.tif written, polygonized to netful.geojson"
+
+
+def _outlet(rng: random.Random) -> Iterator[Line]:
+    yield 0.3, "snapping outlet -116.80142, 46.79876 to nearest channel"
+    yield 0.4, f"outlet: row 402, column 311, moved {rng.uniform(4, 28):.1f} m"
+    yield 0.3, "outlet is on the channel network"
+
+
+def _subcatchments(rng: random.Random) -> Iterator[Line]:
+    yield 0.3, "TopAz: segmenting the watershed above the outlet"
+    yield 0.6, f"TopAz: {CHANNELS} channels, {HILLSLOPES} hillslopes, {rng.uniform(1480, 1520):.1f} ha"
+    yield 0.3, "subwta.tif and bound.tif written"
+
+
+def _abstraction(rng: random.Random) -> Iterator[Line]:
+    for done in range(18, HILLSLOPES + 1, 28):
+        yield 0.15, f"abstracting hillslope {done} of {HILLSLOPES}: slope length {rng.uniform(60, 420):.1f} m"
+    yield 0.2, f"abstracting channels: {CHANNELS} of {CHANNELS}, Strahler order 4"
+    yield 0.3, f"longest flowpath {rng.uniform(5.2, 6.8):.2f} km, mean slope {rng.uniform(0.21, 0.34):.2f}"
+
+
+def _sbs(rng: random.Random) -> Iterator[Line]:
+    yield 0.3, "soil burn severity map: moscow_mtn_sbs.tif, EPSG:32611, 4 classes"
+    for severity, low, high in (("unburned", 30, 36), ("low", 28, 34), ("moderate", 20, 25), ("high", 6, 12)):
+        yield 0.15, f"{severity}: {rng.uniform(low, high):.1f} % of the area"
+
+
+def _landuse(rng: random.Random) -> Iterator[Line]:
+    yield 0.3, "NLCD 2021: retrieving land cover for the watershed"
+    yield 0.7, f"dominant land cover of {HILLSLOPES} hillslopes identified"
+    for key, name in (("42", "Evergreen Forest"), ("52", "Shrub/Scrub"), ("106", "Forest Low Severity Fire")):
+        yield 0.25, f"{key} {name}: {rng.uniform(6, 45):.1f} % of the area"
+    yield 0.25, "managements built, canopy cover mapped from RAP"
+
+
+def _soils(rng: random.Random) -> Iterator[Line]:
+    yield 0.3, "SSURGO: querying map units in the watershed"
+    mukeys = rng.sample(range(2_396_000, 2_397_000), 8)
+    yield 0.6, f"SSURGO: {len(mukeys)} map units, {len(mukeys) - 1} valid"
+    for mukey in mukeys:
+        yield 0.15, f"building {mukey}.sol: {rng.randint(3, 5)} horizons, ksat {rng.uniform(2, 28):.1f} mm/h"
+    yield 0.3, f"soils of {HILLSLOPES} hillslopes assigned"
+
+
+def _climate(rng: random.Random) -> Iterator[Line]:
+    yield 0.3, "CLIGEN: nearest station MOSCOW U OF I ID, 7.4 km"
+    for year in YEARS:
+        yield 0.08, f"GRIDMET {year}: {rng.uniform(480, 820):.1f} mm, {rng.randint(95, 150)} wet days"
+    yield 0.4, "PRISM revision of monthly means, wepp.cli written"
+
+
+def _rap(rng: random.Random) -> Iterator[Line]:
+    for year in YEARS:
+        yield 0.05, f"RAP {year}: tree {rng.uniform(48, 56):.1f} %, shrub {rng.uniform(9, 14):.1f} %"
+
+
+def _hillslopes(rng: random.Random) -> Iterator[Line]:
+    yield 0.3, f"preparing {HILLSLOPES} hillslopes, {YEARS[0]} to {YEARS[-1]}, 12 processes"
+    for hillslope in range(1, HILLSLOPES + 1):
+        # Twelve at a time, as a process pool of a worker reports them: bursts, then a breath.
+        pause = 0.02 if hillslope % 12 else 0.45
+        yield pause, f"wepp hillslope {hillslope} of {HILLSLOPES} completed in {rng.uniform(1.1, 3.9):.2f} s"
+
+
+def _watershed(rng: random.Random) -> Iterator[Line]:
+    yield 0.3, f"wepp watershed: routing {HILLSLOPES} hillslopes through {CHANNELS} channels"
+    for year in YEARS:
+        yield 0.12, f"wepp watershed: year {year}, peak {rng.uniform(1.2, 6.4):.2f} m3/s"
+    yield 0.4, f"loss report: {rng.uniform(0.4, 1.9):.2f} t/ha/yr at the outlet"
+
+
+def _observed(rng: random.Random) -> Iterator[Line]:
+    yield 0.6, f"daily streamflow: Nash-Sutcliffe {rng.uniform(0.55, 0.78):.2f}, {len(YEARS) * 365} days"
+
+
+def _debris(rng: random.Random) -> Iterator[Line]:
+    yield 0.4, "debris flow: NOAA Atlas 14 intensities for 10 durations"
+    yield 0.4, f"probability at 24 mm/h in 15 min: {rng.uniform(12, 48):.1f} %"
+
+
+def _ash(rng: random.Random) -> Iterator[Line]:
+    for done in range(54, HILLSLOPES + 1, 40):
+        yield 0.25, f"ash transport: hillslope {done} of {HILLSLOPES}"
+    yield 0.3, f"ash transport: {rng.uniform(1.5, 6.5):.1f} t/ha by water, {rng.uniform(0.2, 0.9):.1f} t/ha by wind"
+
+
+def _omni(rng: random.Random) -> Iterator[Line]:
+    for scenario in ("undisturbed", "uniform_low", "mulch_30", "mulch_60"):
+        yield 0.5, f"omni scenario {scenario}: {rng.uniform(0.2, 1.6):.2f} t/ha/yr at the outlet"
+
+
+def _export(rng: random.Random) -> Iterator[Line]:
+    for channel in range(24, CHANNELS + 1, 24):
+        yield 0.25, f"dss export: channel {channel} of {CHANNELS}"
+    yield 0.3, f"dss.zip: {rng.uniform(11, 16):.1f} MB"
+
+
+TASKS = (
+    Task(
+        "channel_delineation",
+        "fetch_dem_and_build_channels",
+        "watershed",
+        TaskEnum.build_channels,
+        "BUILD_CHANNELS",
+        _channels,
+    ),
+    Task("outlet", "set_outlet", "watershed", TaskEnum.set_outlet, "SET_OUTLET", _outlet),
+    Task(
+        "subcatchment_delineation",
+        "build_subcatchments",
+        "watershed",
+        TaskEnum.build_subcatchments,
+        "BUILD_SUBCATCHMENTS",
+        _subcatchments,
+    ),
+    Task(
+        "subcatchment_delineation",
+        "abstract_watershed",
+        "watershed",
+        TaskEnum.abstract_watershed,
+        "WATERSHED_ABSTRACTION",
+        _abstraction,
+    ),
+    Task("sbs_upload", "init_sbs_map", "disturbed", TaskEnum.init_sbs_map, "SBS_UPLOAD", _sbs),
+    Task("landuse", "build_landuse", "landuse", TaskEnum.build_landuse, "LANDUSE_BUILD", _landuse),
+    Task("soils", "build_soils", "soils", TaskEnum.build_soils, "SOILS_BUILD", _soils),
+    Task("climate", "build_climate", "climate", TaskEnum.build_climate, "CLIMATE_BUILD", _climate),
+    Task("rap_ts", "fetch_and_analyze_rap_ts", "rap_ts", TaskEnum.fetch_rap_ts, "RAP_TS", _rap),
+    Task("wepp", "run_wepp_hillslopes", "wepp", TaskEnum.run_wepp_hillslopes, "WEPP_RUN_HILLSLOPES", _hillslopes),
+    Task("wepp", "run_wepp_watershed", "wepp", TaskEnum.run_wepp_watershed, "WEPP_RUN", _watershed),
+    Task("observed", "run_model_fit", "observed", TaskEnum.run_observed, "OBSERVED_RUN", _observed),
+    Task("debris_flow", "run_debris_flow", "debris_flow", TaskEnum.run_debris, "DEBRIS_FLOW_RUN", _debris),
+    Task("ash", "run_ash", "ash", TaskEnum.run_watar, "ASH_RUN", _ash),
+    Task("omni", "run_omni_scenarios", "omni", TaskEnum.run_omni_scenarios, "OMNI_SCENARIO_RUN", _omni),
+    Task("dss_export", "post_dss_export", "dss_export", TaskEnum.dss_export, "DSS_EXPORT", _export),
+)

@@ -1,0 +1,39 @@
+"""RUN:CHANNEL and RUN as arguments, and the websocket address they stand for."""
+
+from typing import NamedTuple
+from urllib.parse import quote, urlsplit
+
+import click
+
+WEBSOCKET = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
+
+
+class Target(NamedTuple):
+    """A channel of a run."""
+
+    run: str
+    channel: str
+
+    def __str__(self) -> str:
+        """The Redis channel: `<run>:<channel>`."""
+        return f"{self.run}:{self.channel}"
+
+    def path(self) -> str:
+        """The path to ask the relay for, both parts encoded as WEPPcloud's pages do it."""
+        return f"{quote(self.run, safe='')}:{quote(self.channel, safe='')}"
+
+
+def parse(_ctx: click.Context, _parameter: click.Parameter, text: str) -> Target:
+    """The callback of an argument RUN:CHANNEL; a usage error where it is not two names with a colon between them."""
+    run, _, channel = text.partition(":")
+    if not (run and channel) or ":" in channel:
+        raise click.BadParameter(f"{text!r} is not a run, a colon and a channel, as in run1:wepp")
+    return Target(run, channel)
+
+
+def address(base: str, path: str) -> str:
+    """`path` below the relay's address `base`, which may be ws://, wss://, http:// or https://."""
+    parts = urlsplit(base)
+    if parts.scheme not in WEBSOCKET or not parts.netloc:
+        raise click.UsageError(f"--url {base}: not an address such as ws://localhost:9002")
+    return f"{WEBSOCKET[parts.scheme]}://{parts.netloc}{parts.path.rstrip('/')}/{path}"

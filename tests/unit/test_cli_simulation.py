@@ -1,0 +1,119 @@
+import json
+import random
+
+import pytest
+import redis
+
+import client
+from relay.checklist import snapshot
+from relay.cli.simulation import TASKS, Simulation
+
+
+@pytest.fixture
+def worker(redis_url, tmp_path):
+    """Makes a worker on the shared Redis that never waits; `wait` may say otherwise."""
+
+    def worker(wait=lambda seconds: False, **kwargs):
+        return Simulation("run1", tmp_path, wait, seed=1, **kwargs)
+
+    client.configure(url=redis_url)
+    yield worker
+    client.configure(url=redis_url)
+
+
+@pytest.fixture
+def fields(redis_url):
+    with redis.Redis.from_url(redis_url) as connection:
+        yield lambda: connection.hgetall("run1")
+
+
+@pytest.fixture
+def heard(redis_url):
+    """All that is published on channels of the run, as (channel, text), up to the line asked for."""
+    with redis.Redis.from_url(redis_url) as connection, connection.pubsub() as pubsub:
+        pubsub.psubscribe("run1:*")
+        assert pubsub.get_message(timeout=5)["type"] == "psubscribe"
+
+        def until(end):
+            lines = []
+            while not lines or end not in lines[-1][1]:
+                message = pubsub.get_message(timeout=5)
+                assert message, lines[-3:]
+                lines.append((message["channel"].decode().partition(":")[2], message["data"].decode()))
+            return lines
+
+        yield until
+
+
+def test_a_run_leaves_a_checklist_and_a_dump(worker, fields, tmp_path):
+    assert worker().once()
+    done = {name for name, true in snapshot(fields())["checklist"].items() if true}
+    assert {"channels", "outlet", "subcatchments", "landuse", "soils", "climate", "wepp", "dss_export"} <= done
+    assert not any(snapshot(fields())["lock_statuses"].values())
+    dump = json.loads((tmp_path / "run1" / "redisprep.dump").read_text())
+    assert dump["timestamps:run_wepp_watershed"] == fields()[b"timestamps:run_wepp_watershed"].decode()
+
+
+def test_tasks_end_in_order(worker, fields):
+    worker().once()
+    times = [int(fields()[f"timestamps:{task.done}".encode()]) for task in TASKS]
+    assert times == sorted(set(times))
+
+
+def test_each_task_says_started_lines_completed_and_trigger_on_its_channel(worker, heard):
+    worker().once()
+    lines = heard("DSS_EXPORT_TASK_COMPLETED")
+    for task in TASKS:
+        said = [text for channel, text in lines if channel == task.channel]
+        [start] = [n for n, text in enumerate(said) if text.endswith(f"STARTED {task.call}_rq(run1)")]
+        [end] = [n for n, text in enumerate(said) if text.endswith(f"COMPLETED {task.call}_rq(run1)")]
+        assert end > start + 1
+        job = said[start].split()[0]
+        assert job.startswith("rq:")
+        assert said[end].split()[0] == job
+        assert said[end + 1] == f"{job} TRIGGER   {task.channel} {task.event}_TASK_COMPLETED"
+
+
+def test_while_a_task_runs_it_is_locked_and_not_done(worker, fields):
+    seen = []
+
+    def wait(seconds):
+        seen.append(snapshot(fields()))
+        return False
+
+    worker(wait).once()
+    running = [frame for frame in seen if frame["lock_statuses"]["wepp"]]
+    assert running
+    assert not any(frame["checklist"]["wepp"] for frame in running)
+
+
+def test_told_to_end_it_ends_and_unlocks(worker, fields):
+    waits = iter([False] * 30 + [True])
+    assert not worker(lambda seconds: next(waits)).once()
+    assert not any(snapshot(fields())["lock_statuses"].values())
+
+
+def test_the_next_run_starts_from_nothing(worker, fields):
+    assert worker().once()
+    waits = iter([True])
+    assert not worker(lambda seconds: next(waits)).once()
+    assert not any(snapshot(fields())["checklist"].values())
+
+
+def test_speed_divides_the_time_of_the_work(worker):
+    def total(speed):
+        waited = []
+        worker(lambda seconds: waited.append(seconds), speed=speed).once()
+        return sum(waited)
+
+    once = total(1.0)
+    assert 30 < once < 120
+    assert total(4.0) == pytest.approx(once / 4)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.call)
+def test_lines_are_lines(task):
+    for seconds, line in task.lines(random.Random(0)):
+        assert seconds > 0
+        assert line.strip() == line
+        assert line.isprintable()
