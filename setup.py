@@ -36,7 +36,13 @@ def core(mode: str, required: bool) -> list[Extension]:
     extension = Extension(
         "relay._fanout",
         ["relay/_fanout.pyx"],
-        extra_compile_args=[*compile_args, "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"],
+        extra_compile_args=[
+            *compile_args,
+            "-Wall",
+            "-Wextra",
+            "-Wno-unused-parameter",
+            "-Wno-missing-field-initializers",
+        ],
         extra_link_args=link_args,
         define_macros=[*macros, ("RELAY_BUILD", f'"{mode}"')],
         optional=not required,

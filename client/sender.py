@@ -23,6 +23,7 @@ from typing import ClassVar, NamedTuple
 
 from client import keys
 from client.connection import Address
+from client.turns import Turns
 from client.wire import ReplyError, Unanswered, Unsent, Wire, open_wire, reason
 
 log = logging.getLogger(__name__)
@@ -85,13 +86,13 @@ class InDoubt(Trouble):
 class Sender:
     """The way to one Redis, for all threads of a process.
 
-    Two locks: `_turn` is held by the one thread that uses the connection; `_state` guards everything else, is held for
+    Two locks: the turn is held by the one thread that uses the connection; `_state` guards everything else, is held for
     moments only, and never while logging, for a handler of the root logger may come back here.
     """
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self._turn = threading.Lock()
+        self._turns = Turns()
         self._state = threading.Condition()
         self._wire: Wire | None = None
         self._helper: threading.Thread | None = None
@@ -109,11 +110,15 @@ class Sender:
 
     def close(self) -> None:
         """End the connection and the helper; this sender is not used again."""
-        with self._turn, self._state:
+        with self._state:
             self._closed = True
             self._state.notify_all()
+        mine = self._turns.take(2 * BUDGET)
+        with self._state:
             if self._wire is not None:
                 self._wire.close()
+        if mine:
+            self._turns.give()
 
     def abandon(self) -> None:
         """In a child of a fork: let go of the parent's socket, and take no lock, for its threads may hold them."""
@@ -137,7 +142,7 @@ class Sender:
         return receivers
 
     def _in_turn(self, channel: bytes, message: bytes, deadline: float) -> int:
-        if not self._turn.acquire(timeout=max(deadline - time.monotonic(), 0)):
+        if not self._turns.take(deadline - time.monotonic()):
             raise Dropped("other threads of this process were waiting for it already")
         try:
             # What is Unsent cannot have been delivered, so a new connection, if there is one in time, may have it.
@@ -147,7 +152,7 @@ class Sender:
         except Unsent as trouble:
             raise Dropped(str(trouble)) from None
         finally:
-            self._turn.release()
+            self._turns.give()
 
     def _exchange(self, channel: bytes, message: bytes, deadline: float) -> int:
         wire = self._wire_by(deadline)

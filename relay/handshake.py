@@ -17,6 +17,7 @@ from websockets.server import ServerProtocol
 
 MAX_HEADERS = 64  # delivery, section 3
 MAX_NAME = 200  # bytes of a decoded run or channel name
+MAX_TOPICS = 100_000  # of a service: runs or channels watched at once
 MAX_PARTS = 5  # of a nested run id, such as batch;;<name>;;<run>
 
 RUN = r"[A-Za-z0-9_.;-]+"
@@ -44,7 +45,7 @@ _silent.propagate = False
 _silent.setLevel(logging.CRITICAL)
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - what became of the request
     """A request that cannot be had.
 
     Attributes:
@@ -84,7 +85,11 @@ class Route:
 
 
 def plain(
-    status: str, body: str | bytes, extra: Iterable[tuple[str, str]] = (), *, kind: str = "text/plain; charset=utf-8",
+    status: str,
+    body: str | bytes,
+    extra: Iterable[tuple[str, str]] = (),
+    *,
+    kind: str = "text/plain; charset=utf-8",
     head: bool = False,
 ) -> bytes:
     """An HTTP answer that ends the connection.
@@ -110,6 +115,11 @@ def plain(
     return "\r\n".join([*lines, "", ""]).encode() + (b"" if head else content)
 
 
+def busy(sentence: str) -> bytes:
+    """The answer to a client that would be served at another time (RFC 9110, section 15.6.4)."""
+    return plain("503 Service Unavailable", sentence + "\n", [("Retry-After", "5")])
+
+
 def read(head: bytes) -> Request:
     """Parses and judges a request head.
 
@@ -124,7 +134,9 @@ def read(head: bytes) -> Request:
         raise Refused("400 Bad Request", "The request line is not METHOD SP TARGET SP HTTP/1.1.")
     method, target, protocol_version = (part.decode("ascii") for part in line.groups())
     if method not in ("GET", "HEAD"):
-        raise Refused("405 Method Not Allowed", f"{method[:20]} is not served here: GET and HEAD are.", [("Allow", "GET, HEAD")])
+        raise Refused(
+            "405 Method Not Allowed", f"{method[:20]} is not served here: GET and HEAD are.", [("Allow", "GET, HEAD")]
+        )
     if head.count(b"\r\n") - 2 > MAX_HEADERS:
         raise Refused("431 Request Header Fields Too Large", f"More than {MAX_HEADERS} headers.")
     judge = ServerProtocol(logger=_silent)
@@ -139,7 +151,7 @@ def read(head: bytes) -> Request:
     if len(hosts) > 1 or (not hosts and protocol_version == "1.1"):
         raise Refused("400 Bad Request", f"{len(hosts)} Host headers where there must be one.")
     path, _, query = target.partition("?")
-    return Request(method, path, _version(query), request.headers, _upgrade(judge, request, method))  # type: ignore[union-attr, arg-type]
+    return Request(method, path, _version(query), request.headers, _upgrade(judge, request, method))  # type: ignore[union-attr]
 
 
 def _upgrade(judge: ServerProtocol, request, method: str) -> bytes | None:  # type: ignore[no-untyped-def]
@@ -178,20 +190,23 @@ def route(service: str, path: str) -> Route:
     last = path.removesuffix("/").rpartition("/")[2]
     if last == "health":
         return Route(own="health")
-    return Route(topic=_name(service, last))
+    name = _name(service, last)
+    if name is None:
+        wanted = "<run>, such as /my-run" if service == "preflight" else "<run>:<channel>, such as /my-run:wepp"
+        raise Refused("400 Bad Request", f"The last part of the path is no {wanted}.")
+    return Route(topic=name)
 
 
-def _name(service: str, part: str) -> bytes:
-    wanted = "<run>" if service == "preflight" else "<run>:<channel>"
-    bad = Refused("400 Bad Request", f"The last part of the path is no {wanted}, such as /{wanted.replace('<run>', 'my-run').replace('<channel>', 'wepp')}.")
-    if not part or _PERCENT.search(part):
-        raise bad
+def _name(service: str, part: str) -> bytes | None:
+    """The run or channel that the last part of a path names, decoded once; None where it can be neither."""
+    if _PERCENT.search(part):
+        return None
     try:
         name = unquote_to_bytes(part).decode("ascii")
     except UnicodeDecodeError:
-        raise bad from None
+        return None
     run, _, channel = name.partition(":")
-    if (
+    refused = (
         not _NAMES[service].fullmatch(name)
         or len(name) > MAX_NAME
         or name in RESERVED
@@ -199,9 +214,8 @@ def _name(service: str, part: str) -> bytes:
         or not run.strip(".")
         or (service == "status" and not channel.strip("."))
         or run.count(";;") >= MAX_PARTS
-    ):
-        raise bad
-    return name.encode()
+    )
+    return None if refused else name.encode()
 
 
 def origin_allowed(origins: tuple[str, ...], headers: Headers) -> bool:

@@ -46,8 +46,12 @@ def _service(reading: Reading) -> Iterator[CounterMetricFamily | GaugeMetricFami
     yield GaugeMetricFamily(f"{prefix}_redis_up", "1 while both connections to Redis stand.", int(reading.redis_up))
     yield GaugeMetricFamily(f"{prefix}_topics", "Runs or channels watched now.", counters["topics"])
     yield CounterMetricFamily(f"{prefix}_connections_opened", "Websockets opened.", counters["opened"])
-    yield CounterMetricFamily(f"{prefix}_oversize_messages", "Published messages dropped for their size.", counters["oversize"])
-    yield CounterMetricFamily(f"{prefix}_snapshots_replaced", "Frames a slow client was spared for a newer one.", counters["replaced"])
+    yield CounterMetricFamily(
+        f"{prefix}_oversize_messages", "Published messages dropped for their size.", counters["oversize"]
+    )
+    yield CounterMetricFamily(
+        f"{prefix}_snapshots_replaced", "Frames a slow client was spared for a newer one.", counters["replaced"]
+    )
     closes = CounterMetricFamily(f"{prefix}_closes", "Websockets closed by the relay.", labels=["code"])
     for code, count in sorted(reading.closes.items()):
         closes.add_metric([str(code)], count)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from relay import checklist
 from relay._fanout import Core
+from relay.handshake import MAX_TOPICS, busy
 from relay.settings import ServiceSettings
-from relay.status import MAX_TOPICS, NOT_PERMITTED, TOO_MANY_TOPICS
 from relay.upstream import Commands, Link
 
 SPACING = 0.025  # seconds between two reads of a run, so between two frames
@@ -91,7 +91,7 @@ class Preflight:
         state = self._runs.get(run)
         if state is None:
             if len(self._runs) >= MAX_TOPICS:
-                self.core.refuse(client, TOO_MANY_TOPICS)
+                self.core.refuse(client, busy("This relay watches as many topics as it may."))
                 return
             state = self._runs[run] = _Run()
             kept = self._kept.pop(run, b"")
@@ -215,7 +215,9 @@ class Preflight:
 
     def _on_config(self, answer: "asyncio.Future[object]") -> None:
         if answer.cancelled() or answer.exception() is not None:
-            self._say_events("unknown", logging.INFO, "whether Redis has key events on is unknown: this user may not ask (CONFIG)")
+            self._say_events(
+                "unknown", logging.INFO, "whether Redis has key events on is unknown: this user may not ask (CONFIG)"
+            )
             return
         reply = answer.result()
         flags = reply[1].decode() if isinstance(reply, list) and len(reply) == 2 else ""
@@ -223,13 +225,15 @@ class Preflight:
         if not missing:
             self._say_events("on", logging.INFO, f"Redis announces writes to hashes (notify-keyspace-events {flags})")
         elif self.set_events:
-            self.commands.call(b"CONFIG", b"SET", b"notify-keyspace-events", (flags + missing + "gx").encode()).add_done_callback(self._on_set)
+            self.commands.call(
+                b"CONFIG", b"SET", b"notify-keyspace-events", (flags + missing + "gx").encode()
+            ).add_done_callback(self._on_set)
         else:
             self._say_events(
                 "off",
                 logging.WARNING,
                 f"Redis does not announce writes to hashes: notify-keyspace-events is {flags!r}, without {missing!r}. "
-                f"Checklists are up to {RECHECK:g} s late. Mend it with: redis-cli CONFIG SET notify-keyspace-events Kghx, "
+                f"Checklists are up to {RECHECK:g} s late. Mend it: redis-cli CONFIG SET notify-keyspace-events Kghx, "
                 "or let the relay do it with --set-keyspace-events",
             )
 
@@ -237,7 +241,11 @@ class Preflight:
         if not answer.cancelled() and answer.exception() is None:
             self._say_events("on", logging.WARNING, "key events were off in Redis; the relay has switched them on")
         elif not answer.cancelled():
-            self._say_events("off", logging.WARNING, f"key events are off in Redis and could not be switched on: {answer.exception()}")
+            self._say_events(
+                "off",
+                logging.WARNING,
+                f"key events are off in Redis and could not be switched on: {answer.exception()}",
+            )
 
     def _say_events(self, state: str, level: int, sentence: str) -> None:
         if state != self.events:

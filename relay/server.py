@@ -9,7 +9,6 @@ import asyncio
 import json
 import logging
 import math
-import os
 import resource
 import signal
 import socket
@@ -17,7 +16,6 @@ import stat
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import uvloop
 
@@ -194,7 +192,7 @@ class Server:
             extra = [("Upgrade", "websocket")]
             self.core.refuse(client, plain("426 Upgrade Required", sentence, extra, head=request.method == "HEAD"))
         elif full or self.draining:
-            self.core.refuse(client, plain("503 Service Unavailable", "No room for more connections.\n", [("Retry-After", "5")]))
+            self.core.refuse(client, handshake.busy("No room for more connections."))
         elif not handshake.origin_allowed(service.settings.allowed_origins, request.headers):
             name = f"{service.name.upper()}_ALLOWED_ORIGINS"
             self.core.refuse(client, plain("403 Forbidden", f"This Origin is not among those of {name}.\n"))
@@ -211,7 +209,9 @@ class Server:
             return plain("200 OK", "OK", head=head)
         if name == "readyz":
             ready = self.ready(service)
-            return plain("200 OK" if ready else "503 Service Unavailable", "ready\n" if ready else "not ready\n", head=head)
+            return plain(
+                "200 OK" if ready else "503 Service Unavailable", "ready\n" if ready else "not ready\n", head=head
+            )
         if name == "page":
             page = index(status_port=self._ports["status"], preflight_port=self._ports["preflight"])
             return plain("200 OK", page, kind="text/html; charset=utf-8", head=head)
@@ -248,11 +248,11 @@ class Server:
         """What /metrics shows."""
         found = []
         for service in self.services:
-            counters: dict[str, Any] = self.core.stats(service.index)
-            closes = counters.pop("closes")
+            stats = self.core.stats(service.index)
+            counters = {name: count for name, count in stats.items() if isinstance(count, int)}
             reconnects = service.link.reconnects + service.commands.reconnects
             up = service.link.up and service.commands.up
-            found.append(metrics.Reading(service.name, counters, closes, up, reconnects))
+            found.append(metrics.Reading(service.name, counters, stats["closes"], up, reconnects))
         return found
 
 
@@ -261,12 +261,12 @@ def max_connections(settings: Settings) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    open_now = len(os.listdir("/proc/self/fd"))
+    open_now = sum(1 for _ in Path("/proc/self/fd").iterdir())
     room = (1 << 20 if hard == resource.RLIM_INFINITY else hard) - open_now - FILES_KEPT
     limit = max(MIN_CONNECTIONS, min(room, 1 << 20))
     if settings.max_connections is not None:
         if settings.max_connections > limit:
-            log.warning(f"RELAY_MAX_CONNECTIONS={settings.max_connections} is more than the file limit of {hard} leaves: {limit}")
+            log.warning(f"RELAY_MAX_CONNECTIONS={settings.max_connections}: the file limit of {hard} leaves {limit}")
         limit = min(limit, settings.max_connections)
     log.info(f"room for {limit} connections (file limit {hard})")
     return limit
@@ -287,7 +287,9 @@ def _listen(settings: ServiceSettings) -> socket.socket:
         return sock
     except OSError as error:
         name = f"{settings.name.upper()}_LISTEN_ADDR"
-        raise ListenError(f"{settings.name} cannot listen on {address}: {error.strerror or error}; is it in use? See {name}") from None
+        raise ListenError(
+            f"{settings.name} cannot listen on {address}: {error.strerror or error}; is it in use? See {name}"
+        ) from None
 
 
 def _bound(address: ListenAddress) -> socket.socket:
@@ -361,7 +363,9 @@ class _Json(logging.Formatter):
 
 def _log_to_stderr(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s") if sys.stderr.isatty() else _Json())
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)-7s %(message)s") if sys.stderr.isatty() else _Json()
+    )
     log.handlers[:] = [handler]
     log.setLevel(level)
     log.propagate = False

@@ -368,7 +368,8 @@ class Settings(ProcessSettings):
 _DEFAULTS = {"status": (":9002", 2), "preflight": (":9001", 0)}  # listen address, database (contract, section 6)
 _SHARED = ("REDIS_URL", "REDIS_HOST", "REDIS_PORT", "REDIS_PASSWORD", "REDIS_PASSWORD_FILE")
 _PREFIXED = ("REDIS_URL", "REDIS_PASSWORD", "REDIS_PASSWORD_FILE")
-_BUILD = ("RELAY_BUILD", "RELAY_REQUIRE_CORE", "RELAY_ENV_FILE")  # of setup.py, where a Dockerfile may leave them set, and of --env-file
+# Of setup.py, where a Dockerfile may leave them set; the last is the twin of --env-file.
+_BUILD = ("RELAY_BUILD", "RELAY_REQUIRE_CORE", "RELAY_ENV_FILE")
 
 
 class _Layer(NamedTuple):

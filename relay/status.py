@@ -1,19 +1,17 @@
-"""Status: one topic for each channel `<run>:<channel>`, one frame for each message published to it (contract, section 5)."""
+"""Status: a topic for each channel `<run>:<channel>`, a frame for each message on it (contract, section 5)."""
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from relay._fanout import Core
-from relay.handshake import plain
+from relay.handshake import MAX_TOPICS, busy, plain
 from relay.settings import ServiceSettings
 from relay.upstream import Commands, Link
 
 CONFIRM_WAIT = 1.0  # seconds that a link believed up may leave a handshake waiting (contract, section 5)
-MAX_TOPICS = 100_000  # of a process (delivery, section 3)
 
-TOO_MANY_TOPICS = plain("503 Service Unavailable", "This relay watches as many topics as it may.\n", [("Retry-After", "5")])
-NOT_PERMITTED = plain("403 Forbidden", "Redis does not permit the relay to read this channel.\n")
+NOT_PERMITTED = "Redis does not permit the relay to read this channel.\n"
 
 
 @dataclass(slots=True)
@@ -38,7 +36,12 @@ class Status:
     name = "status"
 
     def __init__(
-        self, core: Core, settings: ServiceSettings, make_link: Callable[[int], Link], commands: Commands, max_published: int
+        self,
+        core: Core,
+        settings: ServiceSettings,
+        make_link: Callable[[int], Link],
+        commands: Commands,
+        max_published: int,
     ) -> None:
         self.core = core
         self.settings = settings
@@ -61,7 +64,7 @@ class Status:
     def join(self, client: int, channel: bytes) -> None:
         """Attaches an accepted client once its channel is subscribed, at once where the link is known to be down."""
         if self.link.channels >= MAX_TOPICS and not self.core.watched(self.index, channel):
-            self.core.refuse(client, TOO_MANY_TOPICS)
+            self.core.refuse(client, busy("This relay watches as many topics as it may."))
             return
         if self.link.subscribed(channel) or not self.link.up:
             self.core.attach(client, channel)
@@ -97,7 +100,7 @@ class Status:
         if parked:
             parked.timer.cancel()
             for client in parked.clients:
-                self.core.refuse(client, NOT_PERMITTED)
+                self.core.refuse(client, plain("403 Forbidden", NOT_PERMITTED))
         self.core.close_topic(self.index, channel, 1008, b"Redis does not permit this channel")
 
     def on_event(self, channel: bytes, payload: bytes) -> None:

@@ -97,7 +97,9 @@ def tls_context(address: RedisAddress) -> ssl.SSLContext:
         if address.ssl_certfile:
             context.load_cert_chain(address.ssl_certfile, address.ssl_keyfile)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"the TLS files of {address} cannot be used: {error}; see ssl_ca_certs, ssl_certfile and ssl_keyfile") from None
+        raise ConfigError(
+            f"the TLS files of {address} cannot be used: {error}; see ssl_ca_certs, ssl_certfile and ssl_keyfile"
+        ) from None
     return context
 
 
@@ -167,11 +169,24 @@ class Upstream(asyncio.BufferedProtocol):
         most = self.settings.redis_max_retries
         refused = isinstance(why, Refused)
         if isinstance(why, Refused) and why.fatal and not self._ever_up:
-            self.fatal(ConfigError(f"Redis at {self.settings.redis} refuses the {self.settings.name} service: {why}; mend the user or password in the Redis URL or the password settings"))
+            self.fatal(
+                ConfigError(
+                    f"Redis at {self.settings.redis} refuses the {self.settings.name} service: {why}; mend the user or "
+                    "password in the Redis URL or the password settings"
+                )
+            )
             return False
-        self.report(logging.ERROR if refused else logging.WARNING, f"no Redis for {self.purpose}: {_sentence(why)}; trying again")
+        self.report(
+            logging.ERROR if refused else logging.WARNING,
+            f"no Redis for {self.purpose}: {_sentence(why)}; trying again",
+        )
         if most and failures > most:
-            self.fatal(RedisGivenUp(f"Redis at {self.settings.redis} stayed away for {most} tries: {_sentence(why)}; {self.settings.name.upper()}_REDIS_MAX_RETRIES=0 tries for ever"))
+            self.fatal(
+                RedisGivenUp(
+                    f"Redis at {self.settings.redis} stayed away for {most} tries: {_sentence(why)}; "
+                    f"{self.settings.name.upper()}_REDIS_MAX_RETRIES=0 tries for ever"
+                )
+            )
             return False
         return True
 
@@ -203,7 +218,9 @@ class Upstream(asyncio.BufferedProtocol):
             if address.path:
                 await loop.create_unix_connection(lambda: self, address.path)
             else:
-                await loop.create_connection(lambda: self, address.host, address.port, ssl=self._context, server_hostname=host)
+                await loop.create_connection(
+                    lambda: self, address.host, address.port, ssl=self._context, server_hostname=host
+                )
             await self._greet(address)
         if self._closed.done():
             raise self._closed.result()
@@ -286,7 +303,7 @@ class Upstream(asyncio.BufferedProtocol):
         """Of asyncio.BufferedProtocol: bytes from Redis."""
         try:
             for start in range(0, nbytes, SLICE):
-                self._reader.feed(self._buffer, start, min(SLICE, nbytes - start))
+                self._reader.feed(self._buffer, start, min(SLICE, nbytes - start))  # type: ignore[arg-type]
                 self.take_replies()
             if self._reader.len() > MAX_REPLY:
                 self.abort(f"a reply of more than {MAX_REPLY} bytes")
@@ -331,8 +348,13 @@ class Link(Upstream):
     ASKED, ON, LEAVING = range(3)
 
     def __init__(
-        self, settings: ServiceSettings, core: Core, service: int, deliver: Callable[[], None],
-        fatal: Callable[[RelayError], None], resolve: Resolver = fixed,
+        self,
+        settings: ServiceSettings,
+        core: Core,
+        service: int,
+        deliver: Callable[[], None],
+        fatal: Callable[[RelayError], None],
+        resolve: Resolver = fixed,
     ) -> None:
         super().__init__(settings, "subscriptions", fatal, resolve)
         self.core = core
@@ -490,7 +512,9 @@ class Link(Upstream):
         loop = asyncio.get_running_loop()
         self._pinged = True
         self._send(b"PING")
-        self._timer = loop.call_later(self.settings.redis_request_timeout, self._judge, loop.time() + self.settings.redis_request_timeout)
+        self._timer = loop.call_later(
+            self.settings.redis_request_timeout, self._judge, loop.time() + self.settings.redis_request_timeout
+        )
 
     def _judge(self, due: float) -> None:
         loop = asyncio.get_running_loop()
@@ -512,7 +536,9 @@ class Commands(Upstream):
         resolve: see Upstream.
     """
 
-    def __init__(self, settings: ServiceSettings, fatal: Callable[[RelayError], None], resolve: Resolver = fixed) -> None:
+    def __init__(
+        self, settings: ServiceSettings, fatal: Callable[[RelayError], None], resolve: Resolver = fixed
+    ) -> None:
         super().__init__(settings, "commands", fatal, resolve)
         self.on_ready: Callable[[], None] = lambda: None
         self._sent: deque[tuple[asyncio.Future[object], float]] = deque()

@@ -156,8 +156,11 @@ class Rig:
 
     def publish(self, topic, *payloads):
         """Messages in one burst, delivered to the end."""
-        for payload in payloads:
-            self.feed(resp(b"message", topic, payload))
+        self.publish_raw(b"".join(resp(b"message", topic, payload) for payload in payloads))
+
+    def publish_raw(self, replies):
+        """The same, from the bytes that Redis would send."""
+        self.feed(replies)
         self.flush()
 
     def flush(self):

@@ -81,7 +81,7 @@ def test_a_message_above_the_limit_is_dropped_and_counted(rig):
 
 STREAM = (
     resp(b"message", b"t", b"one")
-    + b'*3\r\n$9\r\nsubscribe\r\n$1\r\nu\r\n:1\r\n'
+    + b"*3\r\n$9\r\nsubscribe\r\n$1\r\nu\r\n:1\r\n"
     + resp(b"message", b"other", b"not for us")
     + resp(b"message", b"t", b"")
     + b"+PONG\r\n-ERR no\r\n"
@@ -132,7 +132,7 @@ INBOUND = (
 )
 
 
-@pytest.mark.parametrize("split", range(0, len(INBOUND) + 1))
+@pytest.mark.parametrize("split", range(len(INBOUND) + 1))
 def test_frames_split_anywhere_give_the_same(split):
     rig = Rig()
     try:
@@ -183,7 +183,10 @@ BAD = {
     "text that is no UTF-8": (client_frame(b"\xc3\x28"), 1007),
     "text that is no UTF-8 in fragments": (client_frame(b"\xc3", fin=False) + client_frame(b"\x28", 0), 1007),
     "close of one byte": (client_frame(b"\x03", 8), 1002),
-    **{f"close {c}": (client_frame(struct.pack("!H", c), 8), 1002) for c in (0, 999, 1004, 1005, 1006, 1015, 1100, 2999, 5000)},
+    **{
+        f"close {c}": (client_frame(struct.pack("!H", c), 8), 1002)
+        for c in (0, 999, 1004, 1005, 1006, 1015, 1100, 2999, 5000)
+    },
     "close reason no UTF-8": (client_frame(struct.pack("!H", 1000) + b"\xff", 8), 1007),
     "101 frames at once": (client_frame(b"", 10) * 101, 1008),
 }
@@ -202,7 +205,9 @@ def test_a_broken_rule_closes_with_its_code(rig, name):
     assert rig.stats["connections"] == 1
 
 
-@pytest.mark.parametrize("payload", [b"", struct.pack("!H", 1000), struct.pack("!H", 1001) + b"going", struct.pack("!H", 4999)])
+@pytest.mark.parametrize(
+    "payload", [b"", struct.pack("!H", 1000), struct.pack("!H", 1001) + b"going", struct.pack("!H", 4999)]
+)
 def test_a_close_is_answered_with_its_code_and_the_end(rig, payload):
     sock = rig.join(b"t")
     sock.sendall(client_frame(payload, 8))

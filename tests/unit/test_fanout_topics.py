@@ -149,7 +149,7 @@ def test_joiners_and_leavers_during_a_delivery(crowd):
 
 
 def test_another_topic_is_served_between_the_slices(crowd):
-    rig, clients = crowd
+    rig, _ = crowd
     other = rig.join(b"u")
     rig.feed(resp(b"message", b"t", b"x"))
     rig.feed(resp(b"message", b"u", b"y"))

@@ -1,0 +1,106 @@
+"""The lock that goes to whoever has waited longest."""
+
+import threading
+import time
+
+import pytest
+
+from client import turns as module
+from client.turns import Turns
+
+
+def waiting(turns, number):
+    deadline = time.monotonic() + 10
+    while len(turns._waiting) != number:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_turns_come_in_the_order_of_asking():
+    turns, order = Turns(), []
+
+    def ask(name):
+        assert turns.take(10)
+        order.append(name)
+        turns.give()
+
+    assert turns.take(0)
+    threads = []
+    for name in range(8):
+        threads.append(threading.Thread(target=ask, args=(name,)))
+        threads[-1].start()
+        waiting(turns, name + 1)
+    turns.give()
+    for thread in threads:
+        thread.join()
+    assert order == list(range(8))
+
+
+def test_who_gives_a_turn_and_asks_again_stands_behind_the_others():
+    turns, got = Turns(), threading.Event()
+    assert turns.take(0)
+    other = threading.Thread(target=lambda: (turns.take(10), got.set()))
+    other.start()
+    waiting(turns, 1)
+    turns.give()
+    assert not turns.take(0)
+    other.join()
+    assert got.is_set()
+
+
+def test_waiting_ends_with_the_timeout_and_leaves_no_trace():
+    turns = Turns()
+    assert turns.take(0)
+    assert not turns.take(0.01)
+    assert not turns.take(-1)
+    assert not turns._waiting
+    turns.give()
+    assert turns.take(0)
+
+
+@pytest.mark.parametrize("comes", ["never", "at this very moment"])
+def test_an_exception_while_waiting_loses_no_turn(monkeypatch, comes):
+    turns, lock = Turns(), threading.Lock
+    assert turns.take(0)
+
+    class Interrupted:
+        def __init__(self):
+            self.calls = 0
+
+        def acquire(self, timeout=-1):
+            self.calls += 1
+            if self.calls == 2:
+                if comes != "never":
+                    turns.give()
+                raise KeyboardInterrupt
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(module.threading, "Lock", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        turns.take(10)
+    monkeypatch.setattr(module.threading, "Lock", lock)
+    if comes == "never":
+        turns.give()
+    assert turns.take(0)
+
+
+def test_one_at_a_time():
+    turns, inside, most = Turns(), [], []
+
+    def work():
+        for _ in range(200):
+            assert turns.take(10)
+            inside.append(1)
+            most.append(len(inside))
+            inside.pop()
+            turns.give()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 1600
+    assert set(most) == {1}

@@ -1,0 +1,55 @@
+"""The names that dashboards know (contract, section 6)."""
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from relay.metrics import Reading, exposition
+
+COUNTERS = {
+    "connections": 3,
+    "opened": 5,
+    "topics": 2,
+    "frames": 70,
+    "bytes": 9,
+    "oversize": 1,
+    "write_errors": 4,
+    "replaced": 6,
+}
+
+
+def samples():
+    readings = [
+        Reading("status", COUNTERS, {1013: 2, 1008: 1}, redis_up=True, reconnects=8),
+        Reading("preflight", COUNTERS, {}, redis_up=False, reconnects=0),
+    ]
+    text = exposition(lambda: readings).decode()
+    return {
+        (s.name, s.labels.get("code")): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
+
+
+def test_the_old_names():
+    found = samples()
+    for name, value in {
+        "status2_connections_active": 3,
+        "status2_messages_forwarded_total": 70,
+        "status2_redis_reconnects_total": 8,
+        "status2_write_errors_total": 4,
+        "preflight2_connections_active": 3,
+        "preflight2_messages_sent_total": 70,
+        "preflight2_redis_reconnects_total": 0,
+    }.items():
+        assert found[name, None] == value
+
+
+def test_closes_by_code_and_the_state_of_redis():
+    found = samples()
+    assert found["status2_closes_total", "1013"] == 2
+    assert found["status2_closes_total", "1008"] == 1
+    assert found["status2_redis_up", None] == 1
+    assert found["preflight2_redis_up", None] == 0
+
+
+def test_no_run_id_is_ever_a_label():
+    assert {label for _, label in samples()} == {None, "1013", "1008"}
