@@ -47,7 +47,7 @@ build/core.stamp: $(CORE) setup.py .venv/installed.stamp
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q 'setuptools>=77' 'Cython>=3.1,<4' wheel
 	$(BIN)/pip install -q --no-build-isolation -e '.[test]'
-	@touch $@
+	@mkdir -p build && touch $@ build/core.stamp
 
 # What pip cannot bring. One line mends it; where CI is set, it is run.
 system:
