@@ -45,9 +45,11 @@ def core(mode: str, required: bool) -> list[Extension]:
         ],
         extra_link_args=link_args,
         define_macros=[*macros, ("RELAY_BUILD", f'"{mode}"')],
-        optional=not required,
     )
-    return cythonize([extension], build_dir="build", force="RELAY_BUILD" in os.environ)
+    made: list[Extension] = cythonize([extension], build_dir="build", force="RELAY_BUILD" in os.environ)
+    for one in made:
+        one.optional = not required  # given to Extension above, cythonize would lose it
+    return made
 
 
 def extensions() -> list[Extension]:
