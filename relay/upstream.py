@@ -543,6 +543,7 @@ class Commands(Upstream):
         self.on_ready: Callable[[], None] = lambda: None
         self._sent: deque[tuple[asyncio.Future[object], float]] = deque()
         self._waiting: deque[tuple[asyncio.Future[object], bytes]] = deque()
+        self._pinger: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def greetings(self, address: RedisAddress) -> list[bytes]:
@@ -606,19 +607,32 @@ class Commands(Upstream):
 
     def on_up(self) -> None:
         """Who asked to know hears of it."""
+        self._ping()
         self.on_ready()
+
+    def _ping(self) -> None:
+        """A PING like any other command, so that a connection nobody uses is known to live too."""
+        self.call(b"PING").add_done_callback(_heard)
+        self._pinger = asyncio.get_running_loop().call_later(PING_EVERY, self._ping)
 
     def on_lost(self) -> None:
         """Nothing that was in flight is sent again: it may have been carried out."""
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._pinger):
+            if timer:
+                timer.cancel()
+        self._timer = self._pinger = None
         lost = Lost("the connection to Redis was lost")
         for answer in [answer for answer, _ in self._sent] + [answer for answer, _ in self._waiting]:
             if not answer.done():
                 answer.set_exception(lost)
         self._sent.clear()
         self._waiting.clear()
+
+
+def _heard(answer: "asyncio.Future[object]") -> None:
+    """Looks at a PING's answer, which is then not reported as never looked at. What it means, the deadline judges."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 def _refusal(error: str) -> Refused:
