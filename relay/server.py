@@ -6,6 +6,7 @@ One loop, one thread, one core for both services; what they share is the loop an
 """
 
 import asyncio
+import errno
 import json
 import logging
 import math
@@ -16,6 +17,7 @@ import stat
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -69,7 +71,8 @@ class Server:
         self._flushing = False
         self._listeners = [_listen(service.settings) for service in self.services]
         self._drain_from = self._drain_until = 0.0
-        self._ports = self._page_ports()
+        ports = self._page_ports()
+        self._page = index(status_port=ports["status"], preflight_port=ports["preflight"])
 
     def _make_service(self, settings: ServiceSettings) -> Service:
         commands = Commands(settings, self.fail)
@@ -98,6 +101,7 @@ class Server:
         Raises:
             RelayError: what ended it before.
         """
+        self.loop.set_exception_handler(_report)
         for number, signals in ((signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")):
             self.loop.add_signal_handler(number, self.stop, signals)
         self.loop.add_reader(self.core.fileno(), self.core.poll)
@@ -113,9 +117,8 @@ class Server:
             timer.cancel()
             self.loop.remove_reader(self.core.fileno())
             self.core.stop_listening()
-            for sock in self._listeners:
-                _unlisten(sock)
-            for service in self.services:
+            for service, sock in zip(self.services, self._listeners, strict=True):
+                _unlisten(sock, service.settings.listen)
                 await service.link.stop()
                 await service.commands.stop()
 
@@ -213,8 +216,7 @@ class Server:
                 "200 OK" if ready else "503 Service Unavailable", "ready\n" if ready else "not ready\n", head=head
             )
         if name == "page":
-            page = index(status_port=self._ports["status"], preflight_port=self._ports["preflight"])
-            return plain("200 OK", page, kind="text/html; charset=utf-8", head=head)
+            return plain("200 OK", self._page, kind="text/html; charset=utf-8", head=head)
         if name == "metrics" and service.settings.metrics_enabled:
             return plain("200 OK", metrics.exposition(self.readings), kind=metrics.CONTENT_TYPE, head=head)
         return plain("404 Not Found", f"There is no {request.path} here.\n", head=head)
@@ -284,12 +286,21 @@ def _listen(settings: ServiceSettings) -> socket.socket:
         sock.setblocking(False)
         if address.kind != "fd":
             sock.listen(BACKLOG)
+        elif not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError(errno.EINVAL, "descriptor is no listening socket")
         return sock
     except OSError as error:
+        why = _BIND_TROUBLE.get(error.errno or 0, error.strerror or str(error))
         name = f"{settings.name.upper()}_LISTEN_ADDR"
-        raise ListenError(
-            f"{settings.name} cannot listen on {address}: {error.strerror or error}; is it in use? See {name}"
-        ) from None
+        raise ListenError(f"{settings.name} cannot listen on {address}: {why}; see {name}") from None
+
+
+_BIND_TROUBLE = {
+    errno.EADDRINUSE: "something else listens there already (ss -ltnp shows what)",
+    errno.EACCES: "this user may not (ports below 1024 need CAP_NET_BIND_SERVICE)",
+    errno.EADDRNOTAVAIL: "that is no address of this machine",
+    errno.EBADF: "no such descriptor was inherited",
+}
 
 
 def _bound(address: ListenAddress) -> socket.socket:
@@ -332,11 +343,11 @@ def _bound_unix(path: str) -> socket.socket:
     return sock
 
 
-def _unlisten(sock: socket.socket) -> None:
-    path = sock.getsockname() if sock.family == socket.AF_UNIX else None
+def _unlisten(sock: socket.socket, address: ListenAddress) -> None:
+    """Closes a listener; the path of a Unix socket goes with it, unless it was inherited and is another's."""
     sock.close()
-    if path:
-        Path(path).unlink(missing_ok=True)
+    if address.kind == "unix":
+        Path(str(address.path)).unlink(missing_ok=True)
 
 
 def _where(sock: socket.socket) -> str:
@@ -344,6 +355,11 @@ def _where(sock: socket.socket) -> str:
         return f"unix:{sock.getsockname()}"
     host, port = sock.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What a callback of the loop raised: said in the relay's own log, and the loop goes on."""
+    log.error(context["message"], exc_info=context.get("exception"))
 
 
 class _Json(logging.Formatter):
