@@ -307,10 +307,15 @@ cdef class Core(Sockets):
         return True
 
     def flush(self) -> bool:
-        """Delivers for at most about 2 ms; whether something is left for the next call."""
+        """Delivers for at most about 2 ms; whether something is left for the next call.
+
+        Called by a callback of the core it does nothing yet: its arrays are being walked over.
+        """
         cdef int64_t until = now_ns() + SLICE_NS
         cdef Topic topic
         cdef int kind
+        if self.inside:
+            return True
         self.inside = True
         try:
             while self.ready is not None:

@@ -31,6 +31,8 @@ cdef class Sockets(Clients):
         """Serves whatever sockets are ready, for at most about 2 ms. Call it whenever `fileno` is readable."""
         cdef int64_t until = now_ns() + SLICE_NS
         cdef int n, i, turn
+        if self.inside:
+            raise RuntimeError("poll was called by a callback of the core")
         self.inside = True
         try:
             for turn in range(ROUNDS):
@@ -139,7 +141,7 @@ cdef class Sockets(Clients):
     cdef int make_room(self, Inbound *inbound) except -1:
         """For the next read: what the frame needs, but never far ahead of what has come."""
         if inbound.room == inbound.size:
-            self.grow_inbound(inbound, min(max(inbound.need, inbound.size + 1), 2 * inbound.size + 4096))
+            self.grow_inbound(inbound, max(inbound.size + 4096, min(inbound.need, 2 * inbound.size)))
         return 0
 
     cdef int keep(self, Slot *slot, unsigned char *data, size_t size, size_t used, size_t need) except -1:
@@ -335,6 +337,8 @@ cdef class Sockets(Clients):
         """
         cdef int64_t elapsed = (now_ns() - self.last_tick) // 100000000
         cdef int64_t i
+        if self.inside:
+            raise RuntimeError("tick was called by a callback of the core")
         self.last_tick += elapsed * 100000000
         self.inside = True
         try:

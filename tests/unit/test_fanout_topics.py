@@ -172,6 +172,27 @@ def test_everybody_leaving_during_a_delivery(crowd):
     assert texts(b"".join(rig.received(rig.join(b"t")) for _ in range(2))) == []
 
 
+def test_a_callback_that_flushes_waits_for_the_end_of_the_turn(rig):
+    a, b = rig.join(b"t"), rig.join(b"t")
+    answers = []
+
+    def on_request(client, head, full):
+        rig.core.close_topic(rig.service, b"t", 1008)
+        rig.core.publish(rig.service, b"t", b"x")
+        answers.append(rig.core.flush())
+        for forbidden in (rig.core.poll, rig.core.tick):
+            with pytest.raises(RuntimeError, match="by a callback"):
+                forbidden()
+        rig.accept(client, head, full)
+
+    rig.decide = on_request
+    c = rig.join(b"t")
+    assert answers == [True], "something is left"
+    assert [close_code(rig.ended(sock)) for sock in (a, b)] == [1008, 1008]
+    rig.publish(b"t", b"y")
+    assert texts(rig.received(c, 10)) == ["y"]
+
+
 # ---- those who do not read ----
 
 
@@ -367,6 +388,16 @@ def test_refuse_answers_and_ends(make_rig):
     data = rig.ended(sock)
     assert data.startswith(b"HTTP/1.1 404 No")
     assert len(data) == 100_019
+
+
+def test_a_parked_client_that_talks_on_is_ended(make_rig):
+    rig = make_rig()
+    rig.decide = lambda client, head, full: rig.core.accept(client, ANSWER)
+    sock = rig.connect()
+    sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    rig.until(lambda: rig.requests)
+    sock.sendall(b"x" * 20_000)
+    rig.until(lambda: rig.core.totals()["sockets"] == 0)
 
 
 def test_a_parked_client_that_leaves_is_reaped(make_rig):
