@@ -71,14 +71,14 @@ def close_code(data):
 class Rig:
     """A core with one service and one listener; each accepted request joins the topic its path names."""
 
-    def __init__(self, *, limit=64, max_live=1 << 30, family=socket.AF_INET, decide=None, **service):
+    def __init__(self, *, limit=64, max_live=1 << 30, family=socket.AF_INET, decide=None, on_text=None, **service):
         self.requests, self.texts, self.idle, self.errors = [], [], [], []
         self.decide = decide or self.accept
         self.core = Core(
             limit=limit,
             max_live=max_live,
             on_request=self.on_request,
-            on_text=lambda client, service, text: self.texts.append(text),
+            on_text=lambda client, service, text: (on_text or self.keep_text)(client, text),
             on_idle=lambda service, topic: self.idle.append(topic),
             on_error=self.errors.append,
         )
@@ -95,6 +95,9 @@ class Rig:
     def on_request(self, client, service, head, full):
         self.requests.append((client, head, full))
         self.decide(client, head, full)
+
+    def keep_text(self, client, text):
+        self.texts.append(text)
 
     def accept(self, client, head, full):
         topic = head.split(b" ")[1][1:]
