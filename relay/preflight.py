@@ -94,13 +94,18 @@ class Preflight:
                 self.core.refuse(client, busy("This relay watches as many topics as it may."))
                 return
             state = self._runs[run] = _Run()
-            kept = self._kept.pop(run, b"")
-            if not (self.link.up and self.commands.up):
-                state.snapshot = kept
             self.link.want(self._events_of + run)
+        if not state.snapshot and not (self.link.up and self.commands.up):
+            self._recall(run, state)
         self.core.attach(client, run, state.snapshot)
         if not self.core.watched(self.index, run):
             self.idle(run)  # it was gone before it came
+
+    def _recall(self, run: bytes, state: _Run) -> None:
+        """Redis is away: the last snapshot this process holds, also for those who joined before that was known."""
+        state.snapshot = self._kept.get(run, b"")
+        if state.snapshot and self.core.publish(self.index, run, state.snapshot):
+            self.deliver()
 
     def idle(self, run: bytes) -> None:
         """The run has lost its last client."""
@@ -114,6 +119,7 @@ class Preflight:
             state.due.cancel()
         if state.snapshot:
             self._kept[run] = state.snapshot
+            self._kept.move_to_end(run)
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
 
