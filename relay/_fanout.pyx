@@ -140,6 +140,13 @@ cdef inline bint is_bytes(object value, bytes text) noexcept:
         memcmp(PyBytes_AS_STRING(value), PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text)) == 0
 
 
+cdef inline bint is_message(object reply) noexcept:
+    """Whether a reply is a pub/sub message: three byte strings, `message` first. What else a peer sends is not trusted."""
+    return type(reply) is list and PyList_GET_SIZE(reply) == 3 and \
+        is_bytes(<object>PyList_GET_ITEM(reply, 0), MESSAGE) and \
+        type(<object>PyList_GET_ITEM(reply, 1)) is bytes and type(<object>PyList_GET_ITEM(reply, 2)) is bytes
+
+
 cdef uint32_t ticks(double seconds) except? 0:
     if not 0 < seconds < 1e8:
         raise ValueError(f"{seconds} s is no interval")
@@ -197,18 +204,14 @@ cdef class Core(Sockets):
         """
         cdef Service s = self.services[service]
         cdef list rest = []
-        cdef object reply, first
+        cdef object reply
         cdef void *topic
         gets = reader.gets
         while True:
             reply = gets()
             if reply is False:  # what hiredis says when it has no whole reply left
                 return rest
-            if type(reply) is not list or PyList_GET_SIZE(reply) != 3:
-                rest.append(reply)
-                return rest
-            first = <object>PyList_GET_ITEM(reply, 0)
-            if not is_bytes(first, MESSAGE):
+            if not is_message(reply):
                 rest.append(reply)
                 return rest
             topic = <void *>PyDict_GetItem(s.topics, <object>PyList_GET_ITEM(reply, 1))

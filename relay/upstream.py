@@ -16,7 +16,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Protocol, cast
+from typing import Protocol, TypeGuard, cast
 
 import hiredis
 
@@ -433,7 +433,7 @@ class Link(Upstream):
         self.deliver()
 
     def _on_reply(self, reply: object) -> None:
-        if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
+        if _is_message(reply):
             if self.listener:
                 self.listener.on_event(reply[1], reply[2])
         elif self.greeted(reply):
@@ -627,6 +627,16 @@ class Commands(Upstream):
                 answer.set_exception(lost)
         self._sent.clear()
         self._waiting.clear()
+
+
+def _is_message(reply: object) -> TypeGuard[list[bytes]]:
+    """Three byte strings, `message` first: what of the messages the core has left to us."""
+    return (
+        isinstance(reply, list)
+        and len(reply) == 3
+        and reply[0] == b"message"
+        and all(isinstance(part, bytes) for part in reply)
+    )
 
 
 def _heard(answer: "asyncio.Future[object]") -> None:

@@ -118,6 +118,19 @@ def test_consume_stops_at_an_acknowledgement(rig):
     assert texts(rig.received(sock, 10)) == ["behind"]
 
 
+@pytest.mark.parametrize("third", [b":5\r\n", b"$-1\r\n", b"*0\r\n", b"*2\r\n:1\r\n:2\r\n"])
+def test_a_message_that_is_no_text_is_left_to_the_caller(rig, third):
+    rig.join(b"t")
+    [reply] = rig.feed(b"*3\r\n$7\r\nmessage\r\n$1\r\nt\r\n" + third)
+    assert reply[:2] == [b"message", b"t"]
+
+
+@pytest.mark.parametrize("second", [b":5\r\n", b"$-1\r\n", b"*1\r\n:1\r\n"])
+def test_a_message_on_no_channel_is_left_to_the_caller(rig, second):
+    [reply] = rig.feed(b"*3\r\n$7\r\nmessage\r\n" + second + b"$1\r\nx\r\n")
+    assert reply[0] == b"message"
+
+
 # ---- from clients ----
 
 INBOUND = (
