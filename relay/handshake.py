@@ -34,6 +34,7 @@ OWN_PATHS: dict[str, Own] = {
 RESERVED = frozenset({"relay.js", "livez", "readyz", "metrics", "health"})
 
 _REQUEST_LINE = re.compile(rb"([!-~]+) ([!-~]+) HTTP/(1\.[01])")
+_AUTHORITY = re.compile(r"https?://[^/?#]+(?=[/?]|$)", re.IGNORECASE)
 _PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _RUN_PATH = re.compile(rf"/run/{RUN}/?")
 _NAMES = {"preflight": re.compile(RUN), "status": re.compile(f"{RUN}:{CHANNEL}")}
@@ -139,6 +140,8 @@ def read(head: bytes) -> Request:
         )
     if head.count(b"\r\n") - 2 > MAX_HEADERS:
         raise Refused("431 Request Header Fields Too Large", f"More than {MAX_HEADERS} headers.")
+    if not target.startswith("/"):
+        target = _origin_form(target)
     judge = ServerProtocol(logger=_silent)
     # The judge knows GET alone; a HEAD has the same head otherwise.
     judge.receive_data(b"GET" + head[len(method) :])
@@ -152,6 +155,14 @@ def read(head: bytes) -> Request:
         raise Refused("400 Bad Request", f"{len(hosts)} Host headers where there must be one.")
     path, _, query = target.partition("?")
     return Request(method, path, _version(query), request.headers, _upgrade(judge, request, method))  # type: ignore[union-attr]
+
+
+def _origin_form(target: str) -> str:
+    """The path of an absolute target, which a server must accept (RFC 9112, section 3.2.2)."""
+    authority = _AUTHORITY.match(target)
+    if not authority:
+        raise Refused("400 Bad Request", "The target does not begin with a slash.")
+    return "/" + target[authority.end() :].removeprefix("/")
 
 
 def _upgrade(judge: ServerProtocol, request, method: str) -> bytes | None:  # type: ignore[no-untyped-def]
@@ -185,11 +196,11 @@ def route(service: str, path: str) -> Route:
     """
     if path in OWN_PATHS:
         return Route(own=OWN_PATHS[path])
-    if _RUN_PATH.fullmatch(path):
-        return Route(own="run")
     last = path.removesuffix("/").rpartition("/")[2]
     if last == "health":
         return Route(own="health")
+    if _RUN_PATH.fullmatch(path):
+        return Route(own="run")
     name = _name(service, last)
     if name is None:
         wanted = "<run>, such as /my-run" if service == "preflight" else "<run>:<channel>, such as /my-run:wepp"

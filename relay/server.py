@@ -108,6 +108,8 @@ class Server:
         for service, sock in zip(self.services, self._listeners, strict=True):
             self.core.listen(sock.fileno(), service.index)
             log.info(f"{service.name} listens on {_where(sock)}")
+            if not service.settings.allowed_origins:
+                log.info(f"{service.name} lets in any Origin: {service.name.upper()}_ALLOWED_ORIGINS is empty")
             service.link.start()
             service.commands.start()
         timer = self.loop.call_later(TICK, self._tick)

@@ -5,7 +5,19 @@ import contextlib
 import pytest
 import redis
 
+from tests.conftest import Relay
 from tests.integration.peers import Peer
+
+
+@pytest.fixture(scope="module")
+def standing(_shared_redis, tmp_path_factory):
+    """One relay with both services for all tests of a module that ask nothing special of it: it must outlast them."""
+    process = Relay([], {"REDIS_URL": _shared_redis.url}, tmp_path_factory.mktemp("relay"))
+    try:
+        process.wait("ready")
+        yield process
+    finally:
+        process.end()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from websockets.asyncio.client import connect
 
-from tests.conftest import Relay
 from tests.integration.peers import (
     BINARY,
     CLOSE,
@@ -30,17 +29,6 @@ from tests.integration.peers import (
 )
 
 PONG_TEXT = '{"type":"pong"}'
-
-
-@pytest.fixture(scope="module")
-def standing(_shared_redis, tmp_path_factory):
-    """One relay with both services, for all tests here that ask nothing special of it: it must outlast them."""
-    process = Relay([], {"REDIS_URL": _shared_redis.url}, tmp_path_factory.mktemp("relay"))
-    try:
-        process.wait("ready")
-        yield process
-    finally:
-        process.end()
 
 
 @pytest.fixture
@@ -430,7 +418,7 @@ def test_the_size_of_a_message_is_a_setting(relay, join):
 
 # ---- heartbeat ----
 
-FAST = {"PING_INTERVAL": "300ms", "PONG_TIMEOUT": "1500ms"}
+FAST = {"PING_INTERVAL": "200ms", "PONG_TIMEOUT": "1s"}
 FAST = {f"{prefix}_{name}": value for prefix in ("STATUS", "PREFLIGHT") for name, value in FAST.items()}
 
 
@@ -448,7 +436,7 @@ def test_a_heartbeat_is_a_ping_of_both_kinds_in_one_write(fast, join):
             assert peer.pinged(), "two writes"
             times.append(time.monotonic())
             peer.send(text(PONG_TEXT))
-        assert 0.6 < times[-1] - times[0] < 3.0
+        assert 0.4 < times[-1] - times[0] < 3.0
 
 
 def test_who_keeps_silent_is_closed_with_1008(fast, join):
@@ -457,7 +445,7 @@ def test_who_keeps_silent_is_closed_with_1008(fast, join):
     for peer in silent:
         assert peer.closed()[0] == 1008
         assert peer.ended() == b""
-    assert time.monotonic() - began >= 1.4
+    assert time.monotonic() - began >= 0.9
 
 
 LIFE = {  # first, and then over and over
@@ -476,13 +464,13 @@ def test_any_frame_is_life_and_nothing_less_is(fast, join):
     trickling = [join(url) for url in fast]
     for (name, _), peer in living.items():
         peer.send(LIFE[name][0])
-    for byte in frame(TEXT, b"x" * 14):
+    for byte in frame(TEXT, b"x" * 10):
         for (name, _), peer in living.items():
             peer.send(LIFE[name][1])
         for peer in trickling:
             with contextlib.suppress(ConnectionError):
                 peer.send(bytes([byte]))
-        time.sleep(0.2)
+        time.sleep(0.15)
     for (name, _), peer in living.items():
         assert peer.alive(), name
     for peer in trickling:
@@ -491,29 +479,25 @@ def test_any_frame_is_life_and_nothing_less_is(fast, join):
 
 async def test_the_websockets_library_needs_no_json_to_stay(fast):
     async with connect(fast[0]) as websocket:
-        for _ in range(12):
+        for _ in range(8):
             assert json.loads(await websocket.recv()) == {"type": "ping"}
 
 
-def test_heartbeats_are_spread_over_the_interval(relay, join):
-    process = relay("status", env={"STATUS_PING_INTERVAL": "2s"})
-    clients = [join(f"{process.status_url}/r1:wepp") for _ in range(60)]
-    times = []
-    for peer in clients:
-        peer.socket.settimeout(0)
-    deadline = time.monotonic() + 4
-    waiting = set(clients)
-    while waiting and time.monotonic() < deadline:
+def test_heartbeats_of_many_are_on_time_and_spread_over_the_interval(relay, join):
+    """A round that took 50 ms for each client let 700 of them starve."""
+    process = relay("status", env={"STATUS_PING_INTERVAL": "1s"})
+    waiting = {join(f"{process.status_url}/r1:wepp") for _ in range(700)}
+    for peer in waiting:
+        peer.socket.setblocking(False)
+    began, times = time.monotonic(), []
+    while waiting:
+        assert time.monotonic() - began < 3.0, f"{len(waiting)} of 700 have no ping after 3 intervals"
         for peer in list(waiting):
-            try:
+            with contextlib.suppress(BlockingIOError):
                 peer.more()
-            except BlockingIOError:
-                continue
-            times.append(time.monotonic())
-            waiting.discard(peer)
-        time.sleep(0.005)
-    assert not waiting
-    assert times[-1] - times[0] > 1.0, "all at once"
+                times.append(time.monotonic())
+                waiting.discard(peer)
+    assert times[-1] - times[0] > 0.5, "all at once"
 
 
 # ---- origins ----
@@ -585,7 +569,8 @@ def test_hangup_is_never_sent(relay, join, worker, redis_url):
         peer.send(close())
     worker(redis_url).hset("r1", "timestamps:build_channels", "10")
     worker(redis_url).delete("r1")
-    time.sleep(0.4)
+    for peer in ends[2::3]:
+        peer.pinged()
     process.stop()
     for peer in ends:
         assert b"hangup" not in peer.ended()
@@ -644,4 +629,4 @@ def test_no_descriptor_is_left_behind(relay):
         Wire(address_of(process.status_url)).drop()
         with Peer(f"{process.status_url}/r1:wepp") as peer:
             peer.send(frame(3))
-    wait_for(lambda: len(list(descriptors.iterdir())) == before, "all descriptors closed")
+    wait_for(lambda: len(list(descriptors.iterdir())) <= before, "all descriptors closed")

@@ -45,9 +45,15 @@ SIX = stamps(
 
 
 @pytest.fixture
-def preflight(relay):
-    """The URL of a running preflight service."""
-    return relay("preflight").preflight_url
+def preflight(standing):
+    """The URL of a running preflight service, which knows what tests before this one did: use `run`."""
+    return standing.preflight_url
+
+
+@pytest.fixture
+def run(request):
+    """The name of a run that no other test uses."""
+    return "run-" + re.sub(r"[^A-Za-z0-9_.-]", "-", request.node.name)
 
 
 @pytest.fixture
@@ -80,9 +86,9 @@ def test_the_frame_of_an_unknown_run(preflight, join):
     assert raw == json.dumps(frame, separators=(",", ":")).encode(), "compact, in UTF-8"
 
 
-def test_the_frame_of_a_known_run(preflight, join, db):
-    db.hset("run1", mapping=DUMP | {"locked:wepp.nodb": "true", "locked:climate.nodb": "True", "locked:": "true"})
-    frame = join(f"{preflight}/run1").message()
+def test_the_frame_of_a_known_run(preflight, run, join, db):
+    db.hset(run, mapping=DUMP | {"locked:wepp.nodb": "true", "locked:climate.nodb": "True", "locked:": "true"})
+    frame = join(f"{preflight}/{run}").message()
     assert frame == {
         "type": "preflight",
         "checklist": {key: key in SEVEN for key in CHECKS},
@@ -106,15 +112,15 @@ def test_the_frame_of_a_known_run(preflight, join, db):
         ({b"timestamps:build_channels": b"\xff\xfe", b"\xff": b"\xff", b"locked:\xff": b"true"}, {"channels"}),
     ],
 )
-def test_checklists(preflight, join, db, fields, checks):
-    db.hset("run1", mapping=fields)
-    assert join(f"{preflight}/run1").checks() == checks
+def test_checklists(preflight, run, join, db, fields, checks):
+    db.hset(run, mapping=fields)
+    assert join(f"{preflight}/{run}").checks() == checks
 
 
-async def test_a_model_run_for_another_websocket_library(preflight, redis_url, tmp_path, monkeypatch):
+async def test_a_model_run_for_another_websocket_library(preflight, run, redis_url, tmp_path, monkeypatch):
     monkeypatch.setenv("REDIS_URL", redis_url)
-    (tmp_path / "run1").mkdir()
-    async with connect(f"{preflight}/run1") as websocket:
+    (tmp_path / run).mkdir()
+    async with connect(f"{preflight}/{run}") as websocket:
         seen = []
 
         async def checks():
@@ -124,7 +130,7 @@ async def test_a_model_run_for_another_websocket_library(preflight, redis_url, t
             return {key for key, value in frame["checklist"].items() if value}
 
         assert await checks() == set()
-        prep = RedisPrep(str(tmp_path / "run1"))
+        prep = RedisPrep(str(tmp_path / run))
         for task in ("build_channels", "set_outlet", "abstract_watershed", "build_landuse", "build_soils"):
             prep.timestamp(TaskEnum(task))
             seen.append(await checks())
@@ -137,21 +143,21 @@ async def test_a_model_run_for_another_websocket_library(preflight, redis_url, t
 # ---- the numbered statements ----
 
 
-def test_1_a_snapshot_on_connect_and_the_socket_stays_open(preflight, join, db):
-    first = join(f"{preflight}/run1")
+def test_1_a_snapshot_on_connect_and_the_socket_stays_open(preflight, run, join, db):
+    first = join(f"{preflight}/{run}")
     assert first.checks() == set()
-    db.hset("run1", mapping=SIX)
+    db.hset(run, mapping=SIX)
     assert len(first.checks()) == 6
-    second = join(f"{preflight}/run1")
+    second = join(f"{preflight}/{run}")
     assert len(second.checks()) == 6, "who joins later gets one as well"
     assert first.alive(), "the first client got another frame, or was closed"
     assert first.unread == b""
 
 
-def test_2_a_frame_whenever_the_snapshot_changes_and_none_when_not(preflight, join, db):
-    peer = join(f"{preflight}/run1")
+def test_2_a_frame_whenever_the_snapshot_changes_and_none_when_not(preflight, run, join, db):
+    peer = join(f"{preflight}/{run}")
     assert peer.message()["lock_statuses"] == LOCKS
-    db.hset("run1", "timestamps:build_channels", "10")
+    db.hset(run, "timestamps:build_channels", "10")
     assert peer.message() == {
         "type": "preflight",
         "checklist": {key: key == "channels" for key in CHECKS},
@@ -159,39 +165,39 @@ def test_2_a_frame_whenever_the_snapshot_changes_and_none_when_not(preflight, jo
         "last_modified": 10,
     }
     for fields in ({"timestamps:build_channels": "10"}, {"rq:x": "job"}, {"attrs:loaded": "true"}):
-        db.hset("run1", mapping=fields)
-    db.hset("run1", "locked:wepp", "true")
+        db.hset(run, mapping=fields)
+    db.hset(run, "locked:wepp", "true")
     frame = peer.message()
     assert frame["lock_statuses"] == LOCKS | {"wepp": True}, "an unchanged snapshot was sent again"
     assert {key for key, value in frame["checklist"].items() if value} == {"channels"}
-    db.hset("run1", "locked:wepp", "false")
+    db.hset(run, "locked:wepp", "false")
     assert peer.message()["lock_statuses"] == LOCKS
-    db.hset("run1", "last_modified", "99")
+    db.hset(run, "last_modified", "99")
     assert peer.message()["last_modified"] == 99
 
 
 @pytest.mark.parametrize("how", ["DEL", "UNLINK", "EXPIRE", "RENAME", "HDEL"])
-def test_2_a_hash_that_goes_away_changes_the_snapshot(preflight, join, db, how):
-    db.hset("run1", mapping=SIX)
-    peer = join(f"{preflight}/run1")
+def test_2_a_hash_that_goes_away_changes_the_snapshot(preflight, run, join, db, how):
+    db.hset(run, mapping=SIX)
+    peer = join(f"{preflight}/{run}")
     assert len(peer.checks()) == 6
     arguments = {"EXPIRE": [0], "RENAME": ["elsewhere"], "HDEL": list(SIX)}.get(how, [])
-    db.execute_command(how, "run1", *arguments)
+    db.execute_command(how, run, *arguments)
     assert peer.checks() == set()
 
 
-def test_2_a_hash_that_comes_by_another_name_changes_the_snapshot(preflight, join, db):
-    peer = join(f"{preflight}/run1")
+def test_2_a_hash_that_comes_by_another_name_changes_the_snapshot(preflight, run, join, db):
+    peer = join(f"{preflight}/{run}")
     assert peer.checks() == set()
     db.hset("other", mapping=SIX)
-    db.rename("other", "run1")
+    db.rename("other", run)
     assert len(peer.checks()) == 6
 
 
-def test_3_a_write_between_connect_and_subscription_is_never_missed(preflight, join, db):
+def test_3_a_write_between_connect_and_subscription_is_never_missed(preflight, run, join, db):
     for number in range(150):
-        peer = join(f"{preflight}/run{number}")
-        db.hset(f"run{number}", "timestamps:build_channels", "10")
+        peer = join(f"{preflight}/{run}-{number}")
+        db.hset(f"{run}-{number}", "timestamps:build_channels", "10")
         assert all(before == set() for before in peer.until({"channels"}))
 
 
@@ -258,7 +264,7 @@ def test_4_at_most_one_read_in_flight_for_a_run(private, join):
     assert reads(server) - before <= 2
 
 
-def test_4_a_join_does_not_wait_for_the_spacing_and_an_overtaken_read_is_still_sent(preflight, join, db):
+def test_4_a_join_does_not_wait_for_the_spacing_and_an_overtaken_read_is_still_sent(preflight, run, join, db):
     """Writes without a pause: frames keep coming, and who joins has one at once."""
     done = threading.Event()
 
@@ -266,14 +272,14 @@ def test_4_a_join_does_not_wait_for_the_spacing_and_an_overtaken_read_is_still_s
         number = 0
         while not done.is_set():
             number += 1
-            db.hset("run1", "timestamps:x", str(number))
+            db.hset(run, "timestamps:x", str(number))
 
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        peer = join(f"{preflight}/run1")
+        peer = join(f"{preflight}/{run}")
         stamps = [peer.message().get("last_modified", 0) for _ in range(30)]
-        late = join(f"{preflight}/run1")
+        late = join(f"{preflight}/{run}")
         assert late.message()["last_modified"] >= stamps[-1]
     finally:
         done.set()

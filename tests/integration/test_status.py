@@ -56,9 +56,9 @@ NO_UTF8 = [
 
 
 @pytest.fixture
-def status(relay):
+def status(standing):
     """The URL of a running status service."""
-    return relay("status").status_url
+    return standing.status_url
 
 
 @pytest.fixture
@@ -262,6 +262,19 @@ def test_a_client_that_never_reads_is_closed_and_changes_nothing_for_the_others(
         publish("run1:wepp", f"{number:04}" + "x" * 4096)
         assert good.data().startswith(f"{number:04}")
     assert slow.closed()[0] == 1013
+
+
+def test_a_client_that_was_slow_for_a_moment_misses_nothing(status, join, publish):
+    """Not a byte within its bound, and nothing of what comes later: once slow, clients stayed open, pinged and mute."""
+    slow = join(f"{status}/run1:wepp", receive_buffer=1024)
+    good = join(f"{status}/run1:wepp")
+    said = [f"{number:03}" + "x" * 1000 for number in range(200)]
+    for text in said:
+        publish("run1:wepp", text)
+        assert good.data() == text
+    assert [slow.data() for _ in said] == said
+    publish("run1:wepp", "later")
+    assert slow.data() == good.data() == "later"
 
 
 def test_a_vanished_client_is_no_matter_to_the_others(status, join, publish):

@@ -57,6 +57,19 @@ def test_the_version_asked_for(query, version):
     assert read(head(f"GET /r1:wepp{query} HTTP/1.1")).version == version
 
 
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("http://x/r1:wepp", "/r1:wepp"),
+        ("HTTPS://x:1/a/r1:wepp?v=2", "/a/r1:wepp"),
+        ("http://x", "/"),
+        ("http://x?v=2", "/"),
+    ],
+)
+def test_an_absolute_target_is_its_path(target, path):
+    assert read(head(f"GET {target} HTTP/1.1")).path == path
+
+
 def without(name):
     return [line for line in UPGRADE if not line.startswith(name)]
 
@@ -70,6 +83,10 @@ def without(name):
         (head("GET /r HTTP/0.9"), 400),
         (head("GET /\xe9 HTTP/1.1"), 400),
         (head("PRI * HTTP/2.0"), 400),
+        (head("GET r1:wepp HTTP/1.1"), 400),
+        (head("GET * HTTP/1.1"), 400),
+        (head("GET ftp://x/r1:wepp HTTP/1.1"), 400),
+        (head("GET http://x#y/r1:wepp HTTP/1.1"), 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400),
         (b"\r\n\r\n", 400),
         (head("POST /r HTTP/1.1"), 405),
@@ -210,6 +227,7 @@ def test_paths_that_name_nothing(service, path):
         ("/health", "health"),
         ("/a/b/health", "health"),
         ("/a/health/", "health"),
+        ("/run/health", "health"),
         ("/run/r1", "run"),
         ("/run/a;;b", "run"),
     ],

@@ -117,17 +117,62 @@ async def test_other_refusals_at_the_start_are_tried_again(server, refusal):
     assert link.failed == []
 
 
-async def test_a_refusal_that_comes_unasked_is_heard(server, caplog):
-    """Beyond maxclients Redis says so on accept and closes: the answer may be there before the question."""
-    caplog.set_level(logging.INFO, "relay.redis")
-    link = server.link(redis_request_timeout=60.0)
-    for _ in range(20):
+async def test_a_refusal_that_comes_unasked_is_heard(server, monkeypatch, caplog):
+    """Beyond maxclients Redis says so on accept and closes: uvloop hands that over before the PING has been sent."""
+    loop = asyncio.get_running_loop()
+    connect, refusal = loop.create_connection, b"-ERR max number of clients reached\r\n"
+
+    async def answered_at_once(*args, **kwargs):
+        transport, protocol = await connect(*args, **kwargs)
+        protocol.get_buffer(-1)[: len(refusal)] = refusal
+        protocol.buffer_updated(len(refusal))
+        transport.abort()
+        return transport, protocol
+
+    monkeypatch.setattr(loop, "create_connection", answered_at_once)
+    link = server.link()
+    await until(lambda: "no Redis for status subscriptions" in caplog.text)
+    monkeypatch.setattr(loop, "create_connection", connect)
+    assert "max number of clients reached" in caplog.text
+    await until(lambda: not server.visits.empty())
+    while not link.up:
         visit = await server.accept()
-        visit.say(b"-ERR max number of clients reached\r\n")
-        visit.writer.close()
+        if await visit.command() == [b"PING"]:
+            visit.say(PONG)
+            await until(lambda: link.up)
+
+
+@pytest.mark.parametrize("verdict", ["LOADING Redis is loading the dataset in memory", "BUSY Redis is busy running"])
+async def test_what_is_over_soon_is_tried_again_soon(server, monkeypatch, verdict):
+    """It is as if Redis were away: pauses of up to 30 s are for those whom somebody has to let in first."""
+    monkeypatch.setattr(upstream, "REFUSED_RETRY_MAX", 1e6)
+    link = server.link(redis_retry_base=1e5)
+    for _ in range(3):
+        visit = await server.accept()
+        await visit.command()
+        visit.say(b"-%b\r\n" % verdict.encode())
     await server.visit()
     await until(lambda: link.up)
-    assert "max number of clients reached" in caplog.text
+
+
+async def test_another_trouble_is_said_without_waiting_for_its_minute(server, caplog):
+    """The password was changed and the connection killed: "closed" alone would leave one guessing for a minute."""
+    link = server.link(password="se-cret")
+    greetings = [[b"AUTH", b"se-cret"], [b"PING"]]
+    visit = await server.visit(*greetings)
+    await until(lambda: link.up)
+    visit.hang_up()
+    for _ in range(5):
+        visit = await server.accept()
+        await visit.command()
+        visit.say(b"-WRONGPASS invalid username-password pair or user is disabled.\r\n")
+        assert await visit.command() == [b"PING"]
+        assert await visit.command() is None
+    await server.visit(*greetings)
+    await until(lambda: link.up)
+    lines = [record.getMessage() for record in caplog.records if "no Redis for" in record.getMessage()]
+    assert len(lines) == 2, lines
+    assert "WRONGPASS" in lines[1]
 
 
 async def test_a_server_that_accepts_and_never_answers_is_left(server):
@@ -348,6 +393,23 @@ async def test_one_refused_name_harms_no_other_and_is_never_in_a_batch_again(ser
     assert await link.heard.next(3) == [("subscribed", name) for name in (b"a", b"c", b"bad")], "permitted by now"
 
 
+@pytest.mark.parametrize("error", ["BUSY Redis is busy running a script", "LOADING Redis is loading", "ERR what"])
+async def test_an_error_that_speaks_of_no_channel_is_a_lost_connection_and_no_verdict(server, error):
+    link = server.link()
+    visit = await server.visit()
+    await until(lambda: link.up)
+    link.want(b"a")
+    for _ in range(2):  # the batch of one, and perhaps the same name alone
+        if await visit.command() is None:
+            break
+        visit.say(b"-%b\r\n" % error.encode())
+    assert await link.heard.next() == "down"
+    visit = await server.visit()
+    assert await visit.command() == [b"SUBSCRIBE", b"a"], "still wanted"
+    visit.say(ack(b"subscribe", b"a"))
+    assert await link.heard.next() == ("subscribed", b"a")
+
+
 # ---- what comes ----
 
 
@@ -376,6 +438,7 @@ async def test_one_read_is_one_delivery(linked):
 
 
 NO_REPLIES = {
+    "an array for which there is no memory": b"*4294967295\r\n:1\r\n",
     "no RESP": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "a length beyond all memory": b"$9223372036854775807\r\nx\r\n",
     "a length below zero": b"$-2\r\n",
