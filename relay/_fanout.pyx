@@ -102,7 +102,7 @@ cdef enum:
     ACCEPTS = 64            # connections taken from one listener in one round
     SLICE_NS = 2000000      # deliveries and handshakes run so long before the event loop gets its turn
     INBOX = 65536           # one read of a client
-    MAX_HEAD = 8192         # bytes of a request head (delivery, section 3)
+    MAX_HEAD = 8192         # bytes of a request head (DESIGN.md, "Bounds")
     MAX_HEADS = 1024        # unfinished heads; the oldest gives way
     HEAD_TICKS = 50         # 5 s
     LINGER_TICKS = 20       # 2 s for the peer's close or end of file

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 from websockets.datastructures import Headers
 from websockets.server import ServerProtocol
 
-MAX_HEADERS = 64  # delivery, section 3
+MAX_HEADERS = 64  # DESIGN.md, "Bounds"
 MAX_NAME = 200  # bytes of a decoded run or channel name
 MAX_TOPICS = 100_000  # of a service: runs or channels watched at once
 MAX_PARTS = 5  # of a nested run id, such as batch;;<name>;;<run>

@@ -32,9 +32,9 @@ from relay.status import Status
 from relay.upstream import Commands, Link
 
 BACKLOG = 4096  # of a listener; the kernel cuts it to net.core.somaxconn
-FILES_KEPT = 32  # descriptors that are not for clients (delivery, section 3)
+FILES_KEPT = 32  # descriptors that are not for clients (DESIGN.md, "Bounds")
 MIN_CONNECTIONS = 16
-MAX_LIVE = 256 << 20  # bytes of live frames (delivery, section 3)
+MAX_LIVE = 256 << 20  # bytes of live frames (DESIGN.md, "Bounds")
 LAST_WORDS = 2.0  # seconds for the last close frames of a drain to be answered
 
 Service = Status | Preflight

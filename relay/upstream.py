@@ -14,6 +14,7 @@ import logging
 import random
 import socket
 import ssl
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol, TypeGuard, cast
@@ -26,10 +27,10 @@ from relay.settings import RedisAddress, ServiceSettings
 
 READ_SIZE = 65536  # of one read from Redis: the longest burst that a read can make
 SLICE = 16384  # hiredis moves its whole unread tail for every KiB consumed: never feed it more at once
-MAX_REPLY = 32 << 20  # bytes of a reply that is not complete yet (delivery, section 3)
+MAX_REPLY = 32 << 20  # bytes of a reply that is not complete yet (DESIGN.md, "Bounds")
 BATCH = 512  # channels of one SUBSCRIBE
 PIPELINE = 64  # commands in flight
-PING_EVERY = 5.0  # seconds (delivery, section 2)
+PING_EVERY = 5.0  # seconds
 REFUSED_RETRY_MAX = 30.0  # seconds between two tries where Redis answers but refuses us (contract, section 6)
 USER_TIMEOUT = 10_000  # ms that sent bytes may stay unacknowledged: TCP_USER_TIMEOUT
 LOG_EVERY = 60.0  # seconds between two lines about the same trouble
@@ -103,7 +104,7 @@ def tls_context(address: RedisAddress) -> ssl.SSLContext:
     return context
 
 
-class Upstream(asyncio.BufferedProtocol):
+class Upstream(asyncio.BufferedProtocol, ABC):
     """One connection to Redis, made again for as long as the relay runs.
 
     Args:
@@ -317,17 +318,17 @@ class Upstream(asyncio.BufferedProtocol):
 
     # ---- what the two kinds do ----
 
+    @abstractmethod
     def take_replies(self) -> None:
         """Takes whatever whole replies the reader has."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_up(self) -> None:
         """The connection stands and is let in."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_lost(self) -> None:
         """A connection that stood is gone."""
-        raise NotImplementedError
 
 
 class Link(Upstream):
@@ -508,7 +509,7 @@ class Link(Upstream):
             self.listener.on_down()
 
     def _ping(self) -> None:
-        """PING with a deadline: redis-py only sends its PING and never misses the PONG (delivery, section 2)."""
+        """PING with a deadline: redis-py only sends its PING and never misses the PONG."""
         loop = asyncio.get_running_loop()
         self._pinged = True
         self._send(b"PING")
