@@ -177,10 +177,11 @@ class Preflight:
             self._touch(run)
 
     def _on_error(self, run: bytes, state: _Run, error: BaseException) -> None:
-        """Nothing is sent. A lost connection reads all runs when it is back; a refusal is retried by the re-check."""
-        state.dirty = False
+        """Nothing is sent. A lost connection reads all runs when it is back, the re-check tries a refused one again."""
         if self.commands.up:
             self.commands.report(logging.ERROR, f"Redis refuses to read a run: {error}")
+            if state.dirty:
+                self._touch(run)
 
     def _show(self, run: bytes, state: _Run, fields: object, announced: bool) -> None:
         """Publishes the snapshot where it differs from what the clients hold."""

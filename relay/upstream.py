@@ -38,6 +38,8 @@ LOG_EVERY = 60.0  # seconds between two lines about the same trouble
 Resolver = Callable[[RedisAddress], Awaitable[RedisAddress]]
 _FATAL = ("WRONGPASS", "NOAUTH", "ERR invalid password", "ERR Client sent AUTH, but no password", "ERR AUTH <password>")
 
+_PASSING = ("LOADING", "BUSY", "MASTERDOWN", "TRYAGAIN")  # as if Redis were away for a moment
+
 
 class Lost(Exception):  # noqa: N818 - what happened to the connection
     """Why a connection to Redis ended, as a sentence."""
@@ -132,7 +134,7 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         self._greeting: asyncio.Future[None] | None = None
         self._greetings_due = 0
         self._task: asyncio.Task[None] | None = None
-        self._logged_at = -LOG_EVERY
+        self._logged_at: dict[int, float] = {}
         self._context = tls_context(settings.redis) if settings.redis.tls else None
 
     # ---- the life of the connection ----
@@ -197,10 +199,10 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         return random.uniform(0, min(most, self.settings.redis_retry_base * 2 ** min(failures, 20)))
 
     def report(self, level: int, sentence: str) -> None:
-        """Logs trouble, at most one line a minute until the connection is made anew."""
+        """Logs trouble, at most one line a minute of each level until the connection is made anew."""
         now = asyncio.get_running_loop().time()
-        if now - self._logged_at >= LOG_EVERY:
-            self._logged_at = now
+        if now - self._logged_at.get(level, -LOG_EVERY) >= LOG_EVERY:
+            self._logged_at[level] = now
             self.log.log(level, sentence)
 
     async def _connect(self) -> None:
@@ -212,7 +214,8 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader()
         self._closed = loop.create_future()
-        self._greeting, self._greetings_due = None, 0
+        self._greeting = loop.create_future()
+        self._greetings_due = 0
         async with asyncio.timeout(self.settings.redis_request_timeout):
             address = await self.resolve(self.settings.redis)
             host = address.host if self._context else None
@@ -222,7 +225,12 @@ class Upstream(asyncio.BufferedProtocol, ABC):
                 await loop.create_connection(
                     lambda: self, address.host, address.port, ssl=self._context, server_hostname=host
                 )
-            await self._greet(address)
+            if self._closed.done():
+                raise self._closed.result()
+            greetings = self.greetings(address)
+            self._greetings_due = len(greetings)
+            self.write(b"".join(greetings))
+            await self._greeting
         if self._closed.done():
             raise self._closed.result()
         self.up = True
@@ -232,15 +240,8 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         else:
             self.log.info(f"Redis is there for {self.purpose}")
         self._ever_up = True
-        self._logged_at = -LOG_EVERY
+        self._logged_at.clear()
         self.on_up()
-
-    async def _greet(self, address: RedisAddress) -> None:
-        greetings = self.greetings(address)
-        self._greeting = asyncio.get_running_loop().create_future()
-        self._greetings_due = len(greetings)
-        self.write(b"".join(greetings))
-        await self._greeting
 
     def greetings(self, address: RedisAddress) -> list[bytes]:
         """AUTH where there is a password, and a PING that shows whether one is wanted."""
@@ -256,24 +257,34 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         self._greetings_due -= 1
         if self._greeting and not self._greeting.done():
             if isinstance(reply, hiredis.ReplyError):
-                self._greeting.set_exception(_refusal(str(reply)))
+                self._greeting.set_exception(_verdict(str(reply)))
             elif not self._greetings_due:
                 self._greeting.set_result(None)
         return True
 
     def _tear_down(self) -> None:
         was_up, self.up = self.up, False
+        if self._greeting and self._greeting.done() and not self._greeting.cancelled():
+            self._greeting.exception()  # looked at, so that asyncio does not report it as never looked at
         if self._transport:
             self._transport.abort()
             self._transport = None
         if was_up:
             self.on_lost()
 
-    def abort(self, why: str) -> None:
+    def abort(self, why: str | Lost) -> None:
         """Throws the connection away; it is made anew."""
-        self._end(Lost(why))
+        self._end(Lost(why) if isinstance(why, str) else why)
         if self._transport:
             self._transport.abort()
+
+    def unasked(self, reply: object) -> None:
+        """An answer to nothing: beyond maxclients Redis says so on accept, ahead of our greeting, and closes."""
+        self.abort(
+            _verdict(str(reply))
+            if isinstance(reply, hiredis.ReplyError)
+            else f"an answer to nothing: {str(reply)[:100]}"
+        )
 
     def _end(self, why: Lost) -> None:
         if self._greeting and not self._greeting.done():
@@ -308,8 +319,8 @@ class Upstream(asyncio.BufferedProtocol, ABC):
                 self.take_replies()
             if self._reader.len() > MAX_REPLY:
                 self.abort(f"a reply of more than {MAX_REPLY} bytes")
-        except hiredis.ProtocolError as error:
-            self.abort(f"Redis sent what is no reply: {error}")
+        except (hiredis.ProtocolError, MemoryError) as error:
+            self.abort(f"Redis sent what is no reply: {error or 'longer than there is memory'}")
 
     def write(self, data: bytes) -> None:
         """Sends bytes, if there is a connection."""
@@ -440,7 +451,7 @@ class Link(Upstream):
         elif self.greeted(reply):
             return
         elif not self._sent:
-            self.abort(f"an answer to nothing: {str(reply)[:100]}")
+            self.unasked(reply)
         elif isinstance(reply, hiredis.ReplyError):
             self._on_error(str(reply))
         else:
@@ -474,8 +485,8 @@ class Link(Upstream):
     def _on_error(self, why: str) -> None:
         """One refused name rejects a whole SUBSCRIBE and silences the others: seen on Redis 7.0 and Valkey 9.1."""
         verb, names = self._sent.popleft()
-        if verb != b"SUBSCRIBE":
-            self.abort(f"Redis refuses {verb.decode()}: {why}")
+        if verb != b"SUBSCRIBE" or not why.startswith("NOPERM"):
+            self.abort(_verdict(why))  # nothing about a channel, so nothing that one channel could be blamed for
         elif len(names) > 1:
             for channel in names:
                 self._send(b"SUBSCRIBE", [channel])
@@ -596,7 +607,7 @@ class Commands(Upstream):
             if self.greeted(reply):
                 continue
             if not self._sent:
-                return self.abort(f"an answer to nothing: {str(reply)[:100]}")
+                return self.unasked(reply)
             answer, _ = self._sent.popleft()
             if answer.done():
                 continue
@@ -646,7 +657,10 @@ def _heard(answer: "asyncio.Future[object]") -> None:
         answer.exception()
 
 
-def _refusal(error: str) -> Refused:
+def _verdict(error: str) -> Lost:
+    """What an error reply means for the connection: a refusal, or a trouble that is over soon."""
+    if error.startswith(_PASSING):
+        return Lost(error)
     return Refused(error, fatal=error.startswith(_FATAL))
 
 
