@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from relay import checklist
 from relay._fanout import Core
 from relay.handshake import MAX_TOPICS, busy
+from relay.link import Link
 from relay.settings import ServiceSettings
-from relay.upstream import Commands, Link
+from relay.upstream import Commands, Lost
 
 SPACING = 0.025  # seconds between two reads of a run, so between two frames
 RECHECK = 50.0  # seconds until every watched run has been read again, event or not
@@ -221,7 +222,9 @@ class Preflight:
         self.commands.call(b"CONFIG", b"GET", b"notify-keyspace-events").add_done_callback(self._on_config)
 
     def _on_config(self, answer: "asyncio.Future[object]") -> None:
-        if answer.cancelled() or answer.exception() is not None:
+        if answer.cancelled() or isinstance(answer.exception(), Lost):
+            return  # asked again when the connection is back
+        if answer.exception() is not None:
             self._say_events(
                 "unknown", logging.INFO, "whether Redis has key events on is unknown: this user may not ask (CONFIG)"
             )

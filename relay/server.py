@@ -25,11 +25,12 @@ from relay import handshake, metrics
 from relay._fanout import TICK, Core
 from relay.errors import ListenError, RelayError
 from relay.handshake import Refused, Request, plain
+from relay.link import Link
 from relay.page import index
 from relay.preflight import Preflight
 from relay.settings import ListenAddress, ServiceSettings, Settings
 from relay.status import Status
-from relay.upstream import Commands, Link
+from relay.upstream import Commands
 
 BACKLOG = 4096  # of a listener; the kernel cuts it to net.core.somaxconn
 FILES_KEPT = 32  # descriptors that are not for clients (DESIGN.md, "Bounds")
@@ -69,7 +70,7 @@ class Server:
         self.draining = False
         self.ended: asyncio.Future[None] = self.loop.create_future()
         self._flushing = False
-        self._listeners = [_listen(service.settings) for service in self.services]
+        self._listeners = [(service, _listen(service.settings)) for service in self.services]
         self._drain_from = self._drain_until = 0.0
         ports = self._page_ports()
         self._page = index(status_port=ports["status"], preflight_port=ports["preflight"])
@@ -88,7 +89,7 @@ class Server:
     def _page_ports(self) -> dict[str, int]:
         """Where the page finds each service: the port it has here, else the one it has by default."""
         ports = {"status": 9002, "preflight": 9001}
-        for service, sock in zip(self.services, self._listeners, strict=True):
+        for service, sock in self._listeners:
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 ports[service.name] = sock.getsockname()[1]
         return ports
@@ -105,7 +106,7 @@ class Server:
         for number, signals in ((signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")):
             self.loop.add_signal_handler(number, self.stop, signals)
         self.loop.add_reader(self.core.fileno(), self.core.poll)
-        for service, sock in zip(self.services, self._listeners, strict=True):
+        for service, sock in self._listeners:
             self.core.listen(sock.fileno(), service.index)
             log.info(f"{service.name} listens on {_where(sock)}")
             if not service.settings.allowed_origins:
@@ -118,9 +119,8 @@ class Server:
         finally:
             timer.cancel()
             self.loop.remove_reader(self.core.fileno())
-            self.core.stop_listening()
-            for service, sock in zip(self.services, self._listeners, strict=True):
-                _unlisten(sock, service.settings.listen)
+            self._stop_accepting()
+            for service in self.services:
                 await service.link.stop()
                 await service.commands.stop()
 
@@ -140,8 +140,20 @@ class Server:
         self.draining = True
         self._drain_from = self.loop.time() + self.settings.drain_delay
         self._drain_until = self._drain_from + self.settings.drain
-        self.loop.call_at(self._drain_from, self.core.stop_listening)
+        self.loop.call_at(self._drain_from, self._stop_accepting)
         self.loop.call_at(self._drain_from, self._drain)
+
+    def _stop_accepting(self) -> None:
+        """Serves who waits in the accept queues, then closes the listeners.
+
+        A socket that still took connections, for nobody, would leave newcomers hanging until the end.
+        """
+        if self._listeners:
+            self.core.poll()
+            self.core.stop_listening()
+        for service, sock in self._listeners:
+            _unlisten(sock, service.settings.listen)
+        self._listeners = []
 
     def _drain(self) -> None:
         """Closes the share of this tick; at the end waits for the last answers, not longer than LAST_WORDS."""
@@ -289,6 +301,7 @@ def _listen(settings: ServiceSettings) -> socket.socket:
         if address.kind != "fd":
             sock.listen(BACKLOG)
         elif not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.close()
             raise OSError(errno.EINVAL, "descriptor is no listening socket")
         return sock
     except OSError as error:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from relay._fanout import Core
 from relay.handshake import MAX_TOPICS, busy, plain
+from relay.link import Link
 from relay.settings import ServiceSettings
-from relay.upstream import Commands, Link
+from relay.upstream import Commands
 
 CONFIRM_WAIT = 1.0  # seconds that a link believed up may leave a handshake waiting (contract, section 5)
 

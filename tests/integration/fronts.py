@@ -17,6 +17,7 @@ class Front:
         self.serve = serve
         self.tls = tls
         self.accepted = 0
+        self._serving = set()
         self._listens = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 
@@ -38,14 +39,22 @@ class Front:
         self._listens.set()
         await self._end.wait()
         server.close()
+        await asyncio.sleep(0.01)  # who was accepted last begins only now, and an aborted transport ends a turn later
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+        await asyncio.sleep(0.01)
 
     async def _accept(self, reader, writer):
         self.accepted += 1
+        task = asyncio.current_task()
+        self._serving.add(task)
         try:
             with contextlib.suppress(OSError):
                 await self.serve(reader, writer)
         finally:
             writer.transport.abort()
+            self._serving.discard(task)
 
 
 def passing_to(port):

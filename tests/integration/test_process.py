@@ -1,5 +1,6 @@
 """The process: settings from the environment, addresses, exit codes, the end (contract, section 6)."""
 
+import contextlib
 import json
 import re
 import signal
@@ -252,6 +253,21 @@ def test_before_the_drain_it_is_not_ready_and_still_answers(relay, join):
     assert refused.value.status == 503
     assert peer.alive()
     assert peer.closed()[0] == 1012
+
+
+def test_who_comes_during_the_drain_is_not_left_hanging(relay, join):
+    """Refused or answered, so that it goes elsewhere: a kernel that still takes connections for nobody is a trap."""
+    process = relay("status", env={"RELAY_DRAIN": "4s"})
+    for _ in range(40):
+        join(f"{process.status_url}/run1:wepp")
+    process.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: any("draining" in line for line in process.stderr), "the drain")
+    begin = time.monotonic()
+    with contextlib.suppress(ConnectionError), Wire(("127.0.0.1", process.ports["status"])) as late:
+        late.send(head("/readyz"))
+        late.ended()
+    assert time.monotonic() - begin < 1.0
+    assert process.process.poll() is None
 
 
 def test_a_drain_does_not_wait_for_who_never_asked_anything(relay):

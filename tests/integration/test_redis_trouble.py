@@ -236,18 +236,18 @@ def is_busy(connection):
 def test_a_redis_that_is_loading_is_waited_for_as_one_that_is_away(relay, new_redis, join):
     """-LOADING is over soon, unlike a wrong password: it must not be met with pauses of up to 30 s."""
     server = new_redis("--save", "3600 1", "--dbfilename", "dump.rdb")
-    for number in range(400):
+    for number in range(200):
         server.execute("SET", f"key{number}", "x" * 2000)
     server.execute("SAVE")
-    short = {"STATUS_REDIS_RETRY_BASE": "100ms", "STATUS_REDIS_RETRY_MAX": "100ms"}
+    short = {"STATUS_REDIS_RETRY_BASE": "500ms", "STATUS_REDIS_RETRY_MAX": "500ms"}
     process = relay("status", env={"REDIS_URL": server.url, **short})
     peer = join(f"{process.status_url}/run1:wepp")
     server.kill()
     gone(process)
     slow = ("--key-load-delay", "12000", "--loading-process-events-interval-bytes", "1024")
     begin = time.monotonic()
-    server.start("--dbfilename", "dump.rdb", *slow)  # returns when it serves, 400 times 12 ms later
-    assert time.monotonic() - begin > 3.0
+    server.start("--dbfilename", "dump.rdb", *slow)  # returns when it serves, 200 times 12 ms later
+    assert time.monotonic() - begin > 1.5
     wait_for(lambda: server.execute("PUBLISH", "run1:wepp", "x"), "subscribed again", patience=1.5)
     assert peer.data() == "x"
 
@@ -288,14 +288,10 @@ def test_maxclients_is_no_reason_to_give_up(relay, redis_server, join):
 
 GARBAGE = [
     b"HTTP/1.1 400 Bad Request\r\n\r\n",
-    b"\x15\x03\x03\x00\x02\x02\x28",
     b"$9223372036854775807\r\n",
-    b"$-2\r\n",
     b"*1\r\n" * 1025,
-    b"*-9\r\n",
     b"+PONG\r\n+PONG\r\n+PONG\r\n",
     b"",
-    b"-ERR no\r\n",
     b":1\r\n",
 ]
 
@@ -401,7 +397,7 @@ def test_config_refused_is_unknown_and_no_failure(relay, redis_server, limited, 
     assert not [line for line in log(process) if line["level"] == "error"]
 
 
-@pytest.mark.parametrize("flags", ["", "K", "Eh", "h", "AE", "Kgx"])
+@pytest.mark.parametrize("flags", ["", "Kgx", "AE"])
 def test_key_events_that_are_off_are_a_loud_warning_and_stay_off(relay, redis_server, flags):
     redis_server.execute("CONFIG", "SET", "notify-keyspace-events", flags)
     before = redis_server.execute("CONFIG", "GET", "notify-keyspace-events")
@@ -412,7 +408,7 @@ def test_key_events_that_are_off_are_a_loud_warning_and_stay_off(relay, redis_se
     assert redis_server.execute("CONFIG", "GET", "notify-keyspace-events") == before
 
 
-@pytest.mark.parametrize("flags", ["Kh", "Kghx", "KA", "AKE"])
+@pytest.mark.parametrize("flags", ["Kh", "KA"])
 def test_key_events_that_are_on_are_no_warning(relay, redis_server, flags):
     redis_server.execute("CONFIG", "SET", "notify-keyspace-events", flags)
     process = relay("preflight", env={"REDIS_URL": redis_server.url})
@@ -420,7 +416,7 @@ def test_key_events_that_are_on_are_no_warning(relay, redis_server, flags):
     assert told[0]["level"] == "info"
 
 
-@pytest.mark.parametrize("flags", ["", "Elsh", "KE$"])
+@pytest.mark.parametrize("flags", ["", "Elsh"])
 def test_key_events_are_switched_on_where_that_is_asked_for(relay, redis_server, join, flags):
     redis_server.execute("CONFIG", "SET", "notify-keyspace-events", flags)
     process = relay("preflight", "--set-keyspace-events", env={"REDIS_URL": redis_server.url})

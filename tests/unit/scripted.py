@@ -5,8 +5,9 @@ import asyncio
 import hiredis
 
 from relay._fanout import Core
+from relay.link import Link
 from relay.settings import ListenAddress, RedisAddress, ServiceSettings
-from relay.upstream import Commands, Link
+from relay.upstream import Commands
 
 PATIENCE = 10.0  # seconds until what is awaited counts as missing
 PONG = b"+PONG\r\n"

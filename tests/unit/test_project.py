@@ -19,6 +19,7 @@ ORDER = [
     "relay.checklist",
     "relay.handshake",
     "relay.upstream",
+    "relay.link",
     "relay.status",
     "relay.preflight",
     "relay.server",

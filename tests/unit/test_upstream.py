@@ -322,6 +322,7 @@ async def test_dropped_before_it_is_confirmed(linked):
     link.want(b"a")
     assert await visit.command() == [b"SUBSCRIBE", b"a"]
     link.drop(b"a")
+    assert await visit.silent(), "one command in flight for a channel"
     visit.say(ack(b"subscribe", b"a"))
     assert await visit.command() == [b"UNSUBSCRIBE", b"a"]
     assert link.heard.nothing(), "nobody waits for it any more"
@@ -454,7 +455,7 @@ NO_REPLIES = {
 
 
 @pytest.mark.parametrize("name", NO_REPLIES)
-async def test_what_is_no_reply_ends_the_connection_and_nothing_else(server, name, fast_ping):
+async def test_what_is_no_reply_ends_the_connection_and_nothing_else(server, name, fast_ping, caplog):
     link = server.link(redis_request_timeout=0.1)
     visit = await server.visit()
     await until(lambda: link.up)
@@ -463,6 +464,7 @@ async def test_what_is_no_reply_ends_the_connection_and_nothing_else(server, nam
     await server.visit()
     await until(lambda: link.up)
     assert link.failed == []
+    assert "Fatal error" not in caplog.text, "an exception went out into the loop"
 
 
 @pytest.mark.parametrize(
@@ -555,6 +557,17 @@ async def test_a_missing_pong_is_a_lost_connection(server, fast_ping, caplog):
     assert await link.heard.next() == "down"
     assert "no PONG in 0.05 s" in caplog.text
     await server.visit()
+
+
+async def test_no_ping_is_left_over_from_a_connection_before(server, monkeypatch):
+    monkeypatch.setattr(upstream, "PING_EVERY", 0.4)
+    link = server.link()
+    for _ in range(5):
+        (await server.visit()).hang_up()
+        assert await link.heard.next() == "down"
+    visit = await server.visit()
+    assert await visit.command() == [b"PING"]
+    assert await visit.silent()
 
 
 async def test_a_process_that_stood_still_looks_once_more_before_it_judges(server, fast_ping):

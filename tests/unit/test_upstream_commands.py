@@ -121,3 +121,15 @@ async def test_a_connection_that_nobody_uses_is_proven_alive_too(server, fast_pi
     while await visit.command() == [b"PING"]:
         pass  # unanswered, until it hangs up
     await server.visit()
+
+
+async def test_no_ping_is_left_over_from_a_connection_before(server, monkeypatch):
+    monkeypatch.setattr(upstream, "PING_EVERY", 0.4)
+    server.commands()
+    for _ in range(5):
+        (await server.visit()).hang_up()
+    visit = await server.visit()
+    for _ in range(2):  # one at once, one when its time has come
+        assert await visit.command() == [b"PING"]
+        visit.say(PONG)
+    assert await visit.silent()

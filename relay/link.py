@@ -1,0 +1,242 @@
+"""The subscription connection of a service: interest in, messages into the core."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypeGuard
+
+import hiredis
+
+from relay import upstream
+from relay._fanout import Core
+from relay.errors import RelayError
+from relay.settings import ServiceSettings
+from relay.upstream import Resolver, Upstream, encode, fixed, verdict
+
+BATCH = 512  # channels of one SUBSCRIBE
+
+
+class Listener(Protocol):
+    """What a service hears from its link."""
+
+    def on_subscribed(self, channel: bytes) -> None:
+        """Redis has confirmed the SUBSCRIBE: what is published from now on arrives."""
+
+    def on_refused(self, channel: bytes, why: str) -> None:
+        """Redis refuses this channel alone (an ACL)."""
+
+    def on_event(self, channel: bytes, payload: bytes) -> None:
+        """A message on a channel that is no topic of the core's."""
+
+    def on_down(self) -> None:
+        """The link broke."""
+
+
+class Link(Upstream):
+    """The subscription connection: interest in, messages into the core.
+
+    A channel has at most one command in flight: what is wanted meanwhile is settled when its answer comes. So an
+    acknowledgement always speaks of the newest wish that Redis has heard.
+
+    Args:
+        settings: of the service.
+        core: messages for its topics go into it.
+        service: number of the service in the core.
+        deliver: called once for each read from Redis, behind the last message.
+        fatal: see Upstream.
+        resolve: see Upstream.
+    """
+
+    ASKED, ON, LEAVING = range(3)
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        core: Core,
+        service: int,
+        deliver: Callable[[], None],
+        fatal: Callable[[RelayError], None],
+        resolve: Resolver = fixed,
+    ) -> None:
+        super().__init__(settings, "subscriptions", fatal, resolve)
+        self.core = core
+        self.service = service
+        self.deliver = deliver
+        self.listener: Listener | None = None
+        self._wanted: dict[bytes, None] = {}
+        self._state: dict[bytes, int] = {}
+        self._alone: dict[bytes, None] = {}  # refused once: never part of a batch again
+        self._outbox: dict[bytes, None] = {}  # whose wish and state may differ, for the end of this turn
+        self._sent: deque[tuple[bytes, deque[bytes]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._pinged = False
+
+    # ---- interest ----
+
+    def want(self, channel: bytes) -> None:
+        """Raises interest: SUBSCRIBE, at the end of this turn of the loop and with all others of it."""
+        self._wanted[channel] = None
+        self._settle(channel)
+
+    def drop(self, channel: bytes) -> None:
+        """Lowers interest: UNSUBSCRIBE, if nobody raises it again before."""
+        self._wanted.pop(channel, None)
+        self._settle(channel)
+
+    def subscribed(self, channel: bytes) -> bool:
+        """Whether Redis has confirmed the subscription and no UNSUBSCRIBE is under way."""
+        return self._state.get(channel) == self.ON
+
+    @property
+    def channels(self) -> int:
+        """How many are wanted."""
+        return len(self._wanted)
+
+    def _settle(self, channel: bytes) -> None:
+        if not self.up:
+            return
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self._send_outbox)
+        self._outbox[channel] = None
+
+    def _send_outbox(self) -> None:
+        outbox, self._outbox = self._outbox, {}
+        if not self.up:
+            return
+        self._subscribe([c for c in outbox if c in self._wanted and c not in self._state])
+        leaving = [c for c in outbox if c not in self._wanted and self._state.get(c) == self.ON]
+        for channel in leaving:
+            self._state[channel] = self.LEAVING
+        for start in range(0, len(leaving), BATCH):
+            self._send(b"UNSUBSCRIBE", leaving[start : start + BATCH])
+
+    def _subscribe(self, channels: Sequence[bytes]) -> None:
+        for channel in channels:
+            self._state[channel] = self.ASKED
+        together = [c for c in channels if c not in self._alone]
+        for start in range(0, len(together), BATCH):
+            self._send(b"SUBSCRIBE", together[start : start + BATCH])
+        for channel in channels:
+            if channel in self._alone:
+                self._send(b"SUBSCRIBE", [channel])
+
+    def _send(self, verb: bytes, channels: Iterable[bytes] = ()) -> None:
+        names = deque(channels)
+        self._sent.append((verb, names))
+        self.write(encode(verb, *names))
+
+    # ---- replies ----
+
+    def take_replies(self) -> None:
+        """Messages go into the core; the rest is heard here, in order."""
+        while replies := self.core.consume(self._reader, self.service):
+            for reply in replies:
+                self._on_reply(reply)
+        self.deliver()
+
+    def _on_reply(self, reply: object) -> None:
+        if _is_message(reply):
+            if self.listener:
+                self.listener.on_event(reply[1], reply[2])
+        elif self.greeted(reply):
+            return
+        elif not self._sent:
+            self.unasked(reply)
+        elif isinstance(reply, hiredis.ReplyError):
+            self._on_error(str(reply))
+        else:
+            self._on_answer(reply)
+
+    def _on_answer(self, reply: object) -> None:
+        """The next acknowledgement of the oldest command. PONG has two forms: `PONG`, or a list when subscribed."""
+        verb, names = self._sent[0]
+        if verb == b"PING":
+            right = reply in (b"PONG", [b"pong", b""])
+        else:
+            right = isinstance(reply, list) and reply[:2] == [verb.lower(), names[0]]
+        if not right:
+            return self.abort(f"{str(reply)[:100]} is no answer to {verb.decode()}")
+        if verb == b"PING":
+            self._sent.popleft()
+            self._pinged = False
+            return None
+        channel = names.popleft()
+        if not names:
+            self._sent.popleft()
+        if verb == b"SUBSCRIBE":
+            self._state[channel] = self.ON
+            if self.listener and channel in self._wanted:
+                self.listener.on_subscribed(channel)
+        else:
+            del self._state[channel]
+        self._settle(channel)
+        return None
+
+    def _on_error(self, why: str) -> None:
+        """One refused name rejects a whole SUBSCRIBE and silences the others: seen on Redis 7.0 and Valkey 9.1."""
+        verb, names = self._sent.popleft()
+        if verb != b"SUBSCRIBE" or not why.startswith("NOPERM"):
+            self.abort(verdict(why))  # nothing about a channel, so nothing that one channel could be blamed for
+        elif len(names) > 1:
+            for channel in names:
+                self._send(b"SUBSCRIBE", [channel])
+        else:
+            channel = names[0]
+            del self._state[channel]
+            self._wanted.pop(channel, None)
+            if len(self._alone) >= 10_000:
+                self._alone.pop(next(iter(self._alone)))
+            self._alone[channel] = None
+            self.report(logging.ERROR, f"Redis refuses a subscription of the {self.settings.name} service: {why}")
+            if self.listener:
+                self.listener.on_refused(channel, why)
+
+    # ---- up and down ----
+
+    def on_up(self) -> None:
+        """Whatever is wanted is subscribed again."""
+        self._subscribe(list(self._wanted))
+        self._timer = asyncio.get_running_loop().call_later(upstream.PING_EVERY, self._ping)
+
+    def on_lost(self) -> None:
+        """All subscriptions are gone with the connection."""
+        self._state.clear()
+        self._sent.clear()
+        self._outbox.clear()
+        self._pinged = False
+        if self._timer:
+            self._timer.cancel()
+        if self.listener:
+            self.listener.on_down()
+
+    def _ping(self) -> None:
+        """PING with a deadline: redis-py only sends its PING and never misses the PONG."""
+        loop = asyncio.get_running_loop()
+        self._pinged = True
+        self._send(b"PING")
+        self._timer = loop.call_later(
+            self.settings.redis_request_timeout, self._judge, loop.time() + self.settings.redis_request_timeout
+        )
+
+    def _judge(self, due: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._pinged and loop.time() - due > 1.0:
+            # This process stood still: the PONG may lie unread in the socket. One more look, once it has been read.
+            self._timer = loop.call_later(0.5, self._judge, loop.time() + 0.5)
+        elif self._pinged:
+            self.abort(f"no PONG in {self.settings.redis_request_timeout:g} s")
+        else:
+            self._timer = loop.call_later(
+                max(0.0, upstream.PING_EVERY - self.settings.redis_request_timeout), self._ping
+            )
+
+
+def _is_message(reply: object) -> TypeGuard[list[bytes]]:
+    """Three byte strings, `message` first: what of the messages the core has left to us."""
+    return (
+        isinstance(reply, list)
+        and len(reply) == 3
+        and reply[0] == b"message"
+        and all(isinstance(part, bytes) for part in reply)
+    )

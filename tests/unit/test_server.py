@@ -1,0 +1,92 @@
+"""What the process takes from its surroundings: descriptors, addresses, and how it logs."""
+
+import json
+import logging
+import resource
+import socket
+import sys
+
+import pytest
+
+from relay import server, settings
+from relay.errors import ListenError
+
+
+def load(**env):
+    return settings.load(("status",), env=env)
+
+
+@pytest.fixture
+def file_limit():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield lambda soft: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, before[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_the_soft_file_limit_is_raised_to_the_hard_one(file_limit):
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    file_limit(256)
+    room = server.max_connections(load())
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    assert room > 256 - server.FILES_KEPT
+
+
+def test_room_is_what_is_asked_for_within_what_there_is(caplog):
+    assert server.max_connections(load(RELAY_MAX_CONNECTIONS="100")) == 100
+    with caplog.at_level(logging.WARNING, "relay"):
+        assert server.max_connections(load(RELAY_MAX_CONNECTIONS="2000000000")) < 2_000_000_000
+    assert "RELAY_MAX_CONNECTIONS=2000000000" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("203.0.113.7:9002", "no address of this machine"),
+        ("fd:7777", "no such descriptor"),
+        ("unix:/nowhere/x", "No such file"),
+    ],
+)
+def test_an_address_that_cannot_be_had(address, why):
+    with pytest.raises(ListenError, match=why) as error:
+        server._listen(load(STATUS_LISTEN_ADDR=address).status)
+    assert "STATUS_LISTEN_ADDR" in str(error.value)
+
+
+def test_a_port_in_use():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ListenError, match="something else listens there already"):
+            server._listen(load(STATUS_LISTEN_ADDR=address).status)
+
+
+def test_a_descriptor_that_does_not_listen():
+    with socket.socket() as idle:
+        fd = socket.dup(idle.fileno())
+        with pytest.raises(ListenError, match="no listening socket"):
+            server._listen(load(STATUS_LISTEN_ADDR=f"fd:{fd}").status)
+
+
+def test_a_unix_socket_left_behind_is_replaced_and_a_living_one_is_not(tmp_path):
+    path = str(tmp_path / "relay.sock")
+    listen = load(STATUS_LISTEN_ADDR=f"unix:{path}").status
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(path)
+    dead.close()
+    sock = server._listen(listen)
+    with pytest.raises(ListenError, match="listens there already"):
+        server._listen(listen)
+    server._unlisten(sock, listen.listen)
+    assert not (tmp_path / "relay.sock").exists()
+
+
+def test_a_log_line_is_one_json_object():
+    try:
+        raise ValueError("broken\nin two lines")
+    except ValueError:
+        record = logging.LogRecord("relay.x", logging.ERROR, __file__, 1, "hé\n%s", ("there",), sys.exc_info())
+    line = server._Json().format(record)
+    assert "\n" not in line
+    found = json.loads(line)
+    assert (found["level"], found["logger"], found["msg"]) == ("error", "relay.x", "hé\nthere")
+    assert "ValueError: broken" in found["error"]
+    assert found["time"].endswith("Z")
