@@ -212,8 +212,6 @@ class Preflight:
             self._runs.move_to_end(run)
             if self.commands.up and not state.reading and not state.due:
                 self._read(run, state, announced=False)
-        if not self._runs:
-            self._to_recheck = 0.0
 
     # ---- key events ----
 
