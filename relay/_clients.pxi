@@ -336,17 +336,14 @@ cdef class Clients:
 
     cdef int finish_turn(self) except -1:
         """Reaps the dead and tells which topics are idle; never while something walks over an array."""
-        cdef uint32_t index
         cdef Topic topic
         cdef list emptied
         if self.inside:
             return 0
+        self.reap_dead()
         if live_bytes > self.max_live:
             self.relieve()
-        while self.dead_slot != NONE:
-            index = self.dead_slot
-            self.dead_slot = self.slots[index].next
-            self.reap(index)
+            self.reap_dead()
         if self.emptied:
             emptied = self.emptied
             self.emptied = []
@@ -357,6 +354,14 @@ cdef class Clients:
                 del topic.service.topics[topic.name]
                 self.call(self.on_idle, (topic.service.index, topic.name))
         assert self.check()
+        return 0
+
+    cdef int reap_dead(self) except -1:
+        cdef uint32_t index
+        while self.dead_slot != NONE:
+            index = self.dead_slot
+            self.dead_slot = self.slots[index].next
+            self.reap(index)
         return 0
 
     cdef int reap(self, uint32_t index) except -1:
@@ -384,11 +389,13 @@ cdef class Clients:
         """The process owes too much: those who owe most go first, with 1013, until it holds."""
         cdef uint32_t i, worst
         cdef size_t most
+        cdef Slot *slot
         while live_bytes > self.max_live:
             worst, most = NONE, 0
             for i in range(self.high):
-                if self.slots[i].backlog is not NULL and self.slots[i].stage == OPEN and self.slots[i].backlog.bytes > most:
-                    worst, most = i, self.slots[i].backlog.bytes
+                slot = &self.slots[i]
+                if slot.stage == OPEN and not slot.dead and slot.backlog is not NULL and slot.backlog.bytes > most:
+                    worst, most = i, slot.backlog.bytes
             if worst == NONE:
                 return 0
             self.dismiss(worst, 1013, b"too slow: the relay is short of memory")

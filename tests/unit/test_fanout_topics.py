@@ -307,6 +307,18 @@ def test_the_process_bound_closes_those_who_owe_most(make_rig):
     assert texts(rig.received(good, 10)) == ["fine"]
 
 
+def test_the_process_bound_passes_the_dead_by(make_rig):
+    """It went round for ever once: the one that owed most was dead already, and could not be closed any more."""
+    rig = make_rig(max_live=300_000)
+    slow = rig.join(b"t", rcvbuf=16384)
+    rig.publish(b"t", b"x" * 200_000)
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    slow.close()
+    rig.feed(resp(b"message", b"t", b"y" * 200_000))
+    assert rig.core.totals()["live_bytes"] > 300_000
+    rig.until(lambda: rig.core.totals()["sockets"] == 0)
+
+
 def test_a_client_that_is_reset_during_the_fan_out_is_the_only_one_to_go(rig):
     a, b = rig.join(b"t"), rig.join(b"t")
     a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
