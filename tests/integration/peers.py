@@ -177,7 +177,7 @@ class Peer(Wire):
             second = int.from_bytes(self.take(8), "big")
         return first & 15, self.take(second)
 
-    def answer(self):
+    def beyond_heartbeats(self):
         """The next frame that is no part of a heartbeat: those come when they like."""
         while (got := self.frame()) in ((TEXT, b'{"type":"ping"}'), (PING, b"")):
             pass

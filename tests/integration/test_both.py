@@ -326,7 +326,7 @@ def test_other_types_broken_json_and_binary_frames_are_ignored(urls, join, servi
     for sent in (b"", b"\xff\x00", b'{"type":"init"}', b"x" * 65_536):
         peer.send(frame(BINARY, sent))
     peer.send(frame(PING, b"end"))
-    assert peer.answer() == (PONG, b"end"), "something was answered"
+    assert peer.beyond_heartbeats() == (PONG, b"end"), "something was answered"
 
 
 INITS = ['{"type":"init"}', '{"type":"INIT"}', '{"Type":"Init"}', '{"run":1, "type" : "init"}\n', '{"TYPE":"iNiT"}']
@@ -404,7 +404,7 @@ def test_pings_are_answered_whatever_their_size(status, join):
     peer = join(f"{status}/r1:wepp")
     for size in (0, 1, 125):
         peer.send(frame(PING, b"p" * size))
-        assert peer.answer() == (PONG, b"p" * size)
+        assert peer.beyond_heartbeats() == (PONG, b"p" * size)
 
 
 def test_the_size_of_a_message_is_a_setting(relay, join):

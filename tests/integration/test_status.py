@@ -84,13 +84,13 @@ def test_one_frame_for_each_message_and_client_in_order_on_that_channel_alone(st
     for peer, name in [*((peer, "run1:wepp") for peer in here), *((peer, name) for name, peer in others.items())]:
         assert [peer.data() for _ in said[name]] == said[name]
         peer.send(frame(PING, b"end"))
-        assert peer.answer() == (10, b"end"), "more than was published"
+        assert peer.beyond_heartbeats() == (10, b"end"), "more than was published"
 
 
 def test_the_frame_to_the_byte(status, join, publish):
     peer = join(f"{status}/run1:wepp")
     publish("run1:wepp", "a/é")
-    assert peer.answer() == (TEXT, '{"type":"status","data":"a/é"}'.encode())
+    assert peer.beyond_heartbeats() == (TEXT, '{"type":"status","data":"a/é"}'.encode())
 
 
 @pytest.mark.parametrize("db", [0, 2, 5])
