@@ -22,6 +22,8 @@ class Totals(TypedDict):
     heads: int
     live_bytes: int
 
+def plain_upgrade(head: bytes) -> tuple[str, bytes, str | None] | None: ...
+
 class Core:
     def __init__(
         self,

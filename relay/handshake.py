@@ -1,19 +1,25 @@
 """From a request head to a decision: what is asked for, and whether it may be had.
 
-`read` parses and judges (RFC 9112 for the head, RFC 6455 section 4.2 for the upgrade; `websockets`' sans-I/O
-ServerProtocol is the judge of both), `route` says what a path names (contract, section 6). Nothing here has state.
+`read` parses and judges (RFC 9112 for the head, RFC 6455 section 4.2 for the upgrade), `route` says what a path names
+(contract, section 6). `websockets`' sans-I/O ServerProtocol is the judge of everything unusual; the plain request of a
+browser, which it would take 60 µs over, is read by the core in less than one. Nothing here has state.
 """
 
 import logging
 import re
+import time
+from binascii import b2a_base64
 from collections.abc import Iterable
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Literal
+from functools import lru_cache
+from hashlib import sha1
+from typing import Literal, NamedTuple
 from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 
-from websockets.datastructures import Headers
 from websockets.server import ServerProtocol
+
+from relay._fanout import plain_upgrade
 
 MAX_HEADERS = 64  # DESIGN.md, "Bounds"
 MAX_NAME = 200  # bytes of a decoded run or channel name
@@ -34,6 +40,7 @@ OWN_PATHS: dict[str, Own] = {
 RESERVED = frozenset({"relay.js", "livez", "readyz", "metrics", "health"})
 
 _REQUEST_LINE = re.compile(rb"([!-~]+) ([!-~]+) HTTP/(1\.[01])")
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 _AUTHORITY = re.compile(r"https?://[^/?#]+(?=[/?]|$)", re.IGNORECASE)
 _PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _RUN_PATH = re.compile(rf"/run/{RUN}/?")
@@ -58,22 +65,21 @@ class Refused(Exception):  # noqa: N818 - what became of the request
         self.answer = plain(status, sentence + "\n", extra)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A judged request.
 
     Attributes:
         method: `GET` or `HEAD`.
         path: without the query, not decoded.
         version: of the frame protocol asked for with `?v=`; 0 for clients that know none.
-        headers: as sent.
+        origin: of the page that asks for a websocket; None where there is no such header.
         upgrade: the whole 101 answer where a websocket is asked for, else None.
     """
 
     method: str
     path: str
     version: int
-    headers: Headers
+    origin: str | None
     upgrade: bytes | None
 
 
@@ -130,6 +136,30 @@ def read(head: bytes) -> Request:
     Raises:
         Refused: not HTTP/1.x, another method than GET or HEAD, too many headers, or no valid upgrade.
     """
+    found = plain_upgrade(head)
+    if found is None:
+        return judged(head)
+    target, key, origin = found
+    path, _, query = target.partition("?")
+    return Request("GET", path, _version(query), origin, _switching(key))
+
+
+def _switching(key: bytes) -> bytes:
+    """The 101 to a plain request: what the judge answers, byte for byte (RFC 6455, section 4.2.2)."""
+    accept = b2a_base64(sha1(key + _GUID, usedforsecurity=False).digest(), newline=False)
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nDate: %b\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: %b\r\n\r\n" % (_date(int(time.time())), accept)
+    )
+
+
+@lru_cache(maxsize=1)
+def _date(now: int) -> bytes:
+    return formatdate(now, usegmt=True).encode()
+
+
+def judged(head: bytes) -> Request:
+    """`read`, with nothing taken for plain."""
     line = _REQUEST_LINE.fullmatch(head, 0, head.index(b"\r\n"))
     if not line:
         raise Refused("400 Bad Request", "The request line is not METHOD SP TARGET SP HTTP/1.1.")
@@ -154,7 +184,9 @@ def read(head: bytes) -> Request:
     if len(hosts) > 1 or (not hosts and protocol_version == "1.1"):
         raise Refused("400 Bad Request", f"{len(hosts)} Host headers where there must be one.")
     path, _, query = target.partition("?")
-    return Request(method, path, _version(query), request.headers, _upgrade(judge, request, method))  # type: ignore[union-attr]
+    upgrade = _upgrade(judge, request, method)
+    origin = request.headers.get("Origin") if upgrade else None  # type: ignore[union-attr]
+    return Request(method, path, _version(query), origin, upgrade)
 
 
 def _origin_form(target: str) -> str:
@@ -229,16 +261,15 @@ def _name(service: str, part: str) -> bytes | None:
     return None if refused else name.encode()
 
 
-def origin_allowed(origins: tuple[str, ...], headers: Headers) -> bool:
+def origin_allowed(origins: tuple[str, ...], origin: str | None) -> bool:
     """Whether the Origin header is one of those allowed (contract, section 6).
 
     An empty list allows all. A client that sends no Origin is no browser and could send any: it is allowed.
 
     Args:
         origins: exact ones (`https://host[:port]`) or `*.domain`.
-        headers: of a judged request, so that there is at most one Origin.
+        origin: of a request.
     """
-    origin = headers.get("Origin")
     if not origins or origin is None:
         return True
     try:

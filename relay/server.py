@@ -210,7 +210,7 @@ class Server:
             self.core.refuse(client, plain("426 Upgrade Required", sentence, extra, head=request.method == "HEAD"))
         elif full or self.draining:
             self.core.refuse(client, handshake.busy("No room for more connections."))
-        elif not handshake.origin_allowed(service.settings.allowed_origins, request.headers):
+        elif not handshake.origin_allowed(service.settings.allowed_origins, request.origin):
             name = f"{service.name.upper()}_ALLOWED_ORIGINS"
             self.core.refuse(client, plain("403 Forbidden", f"This Origin is not among those of {name}.\n"))
         else:
