@@ -57,12 +57,17 @@ cdef struct Inbound:
     size_t answer_size
 
 cdef struct Slot:
+    # What every send looks at stands first, in one cache line: a slot is cold when its turn comes.
     Backlog *backlog        # NULL while everything was taken at once
-    Inbound *inbound
-    void *topic             # borrowed Topic, or NULL
     int fd
-    uint32_t generation     # tells a stale epoll event or handle
+    uint8_t stage
+    uint8_t kind
+    uint8_t version         # of the protocol it asked for
+    uint8_t dead            # in the dead list: reaped at the end of the turn
+    void *topic             # borrowed Topic, or NULL
     uint32_t position       # in the topic's array
+    uint32_t generation     # tells a stale epoll event or handle
+    Inbound *inbound
     uint32_t next           # in the free list, the dead list or the row of unfinished heads
     uint32_t previous       # in the row of unfinished heads
     uint32_t heard          # tick of the last sign of life
@@ -70,11 +75,7 @@ cdef struct Slot:
     uint32_t expires        # tick at which the client's permission ends; 0: never
     uint32_t refilled       # tick of the token bucket
     uint16_t tokens         # frames it may send now
-    uint8_t stage
-    uint8_t kind
-    uint8_t version         # of the protocol it asked for
     uint8_t service
-    uint8_t dead            # in the dead list: reaped at the end of the turn
     uint8_t farewell        # CLOSING: 1 an HTTP answer, 2 a close frame, 3 and the peer's close has come
     uint8_t address[16]     # peer, IPv4 mapped into IPv6; zero for a Unix socket
 

@@ -133,6 +133,9 @@ class Link(Upstream):
         while replies := self.core.consume(self._reader, self.service):
             for reply in replies:
                 self._on_reply(reply)
+
+    def read_ended(self) -> None:
+        """All that one read brought for a topic goes to each of its clients in one send."""
         self.deliver()
 
     def _on_reply(self, reply: object) -> None:

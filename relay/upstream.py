@@ -303,6 +303,7 @@ class Upstream(asyncio.BufferedProtocol, ABC):
                 self.abort(f"a reply of more than {MAX_REPLY} bytes")
         except (hiredis.ProtocolError, MemoryError) as error:
             self.abort(f"Redis sent what is no reply: {error or 'longer than there is memory'}")
+        self.read_ended()
 
     def write(self, data: bytes) -> None:
         """Sends bytes, if there is a connection."""
@@ -314,6 +315,9 @@ class Upstream(asyncio.BufferedProtocol, ABC):
     @abstractmethod
     def take_replies(self) -> None:
         """Takes whatever whole replies the reader has."""
+
+    def read_ended(self) -> None:
+        """Behind the last reply of one read from Redis."""
 
     @abstractmethod
     def on_up(self) -> None:

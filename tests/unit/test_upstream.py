@@ -590,3 +590,18 @@ def test_a_tls_file_that_is_none_is_a_sentence(tmp_path):
     with pytest.raises(ConfigError, match="ssl_ca_certs") as caught:
         upstream.tls_context(address)
     assert "se-cret" not in str(caught.value)
+
+
+async def test_one_read_is_delivered_once_whatever_its_size(server):
+    """A burst is what one read brings. With a delivery for each slice of 16 KiB, each client cost four sends."""
+    link = server.link()
+    visit = await server.visit()
+    await until(lambda: link.up)
+    heard = []
+    link.deliver = lambda: heard.append(link.heard.events.qsize())
+    message = b"*3\r\n$7\r\nmessage\r\n$6\r\nrun1:a\r\n$1000\r\n" + b"x" * 1000 + b"\r\n"
+    data = message * 60
+    link.get_buffer(-1)[: len(data)] = data
+    link.buffer_updated(len(data))
+    assert heard == [60]
+    visit.hang_up()
