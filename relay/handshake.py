@@ -231,7 +231,7 @@ def route(service: str, path: str) -> Route:
     last = path.removesuffix("/").rpartition("/")[2]
     if last == "health":
         return Route(own="health")
-    if _RUN_PATH.fullmatch(path):
+    if path.startswith("/run/") and _RUN_PATH.fullmatch(path):
         return Route(own="run")
     name = _name(service, last)
     if name is None:
@@ -242,12 +242,14 @@ def route(service: str, path: str) -> Route:
 
 def _name(service: str, part: str) -> bytes | None:
     """The run or channel that the last part of a path names, decoded once; None where it can be neither."""
-    if _PERCENT.search(part):
-        return None
-    try:
-        name = unquote_to_bytes(part).decode("ascii")
-    except UnicodeDecodeError:
-        return None
+    name = part
+    if "%" in part:
+        if _PERCENT.search(part):
+            return None
+        try:
+            name = unquote_to_bytes(part).decode("ascii")
+        except UnicodeDecodeError:
+            return None
     run, _, channel = name.partition(":")
     refused = (
         not _NAMES[service].fullmatch(name)

@@ -76,8 +76,9 @@ class Link(Upstream):
 
     def want(self, channel: bytes) -> None:
         """Raises interest: SUBSCRIBE, at the end of this turn of the loop and with all others of it."""
-        self._wanted[channel] = None
-        self._settle(channel)
+        if channel not in self._wanted:
+            self._wanted[channel] = None
+            self._settle(channel)
 
     def drop(self, channel: bytes) -> None:
         """Lowers interest: UNSUBSCRIBE, if nobody raises it again before."""
