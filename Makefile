@@ -2,8 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-CORE := $(wildcard relay/*.pyx relay/*.pxi relay/*.pxd)
-CORE_TESTS := tests/unit/test_fanout_frames.py tests/unit/test_fanout_topics.py tests/unit/test_fanout_random.py tests/integration/test_status.py
+CORE := $(wildcard relay/*.pyx relay/*.pxi relay/*.pxd bench/*.pyx bench/*.pxi)
+CORE_TESTS := $(wildcard tests/unit/test_fanout_*.py) tests/unit/test_swarm.py tests/integration/test_status.py tests/integration/test_swarm_relay.py
 
 # Here a core that does not build is an error; on a worker's machine it is none (setup.py).
 export RELAY_REQUIRE_CORE := 1

@@ -1,9 +1,9 @@
-"""The compiled core and its build modes; everything else is in pyproject.toml.
+"""The compiled core, the compiled load generator and their build modes; everything else is in pyproject.toml.
 
 RELAY_BUILD=release   -O3, no assertions (the default)
 RELAY_BUILD=debug     -O1 -g, the invariants of DESIGN.md asserted
 RELAY_BUILD=asan      as debug, under AddressSanitizer and UndefinedBehaviorSanitizer
-RELAY_REQUIRE_CORE=1  a core that does not build fails the build; otherwise the package
+RELAY_REQUIRE_CORE=1  what does not build fails the build; otherwise the package
                       installs without it, which is all that a worker needs
 """
 
@@ -24,8 +24,12 @@ MODES = {
 }
 
 
-def core(mode: str, required: bool) -> list[Extension]:
-    """The extension `relay._fanout`; the C that Cython makes of it stays below build/."""
+# Sources by module. The load generator stands with the rest of the bench; a wheel has it as `relay bench` needs it.
+SOURCES = {"relay._fanout": "relay/_fanout.pyx", "relay._swarm": "bench/_swarm.pyx"}
+
+
+def compiled(mode: str, required: bool) -> list[Extension]:
+    """The extensions of SOURCES; the C that Cython makes of them stays below build/."""
     try:
         from Cython.Build import cythonize
     except ImportError:
@@ -33,20 +37,23 @@ def core(mode: str, required: bool) -> list[Extension]:
             raise
         return []
     compile_args, link_args, macros = MODES[mode]
-    extension = Extension(
-        "relay._fanout",
-        ["relay/_fanout.pyx"],
-        extra_compile_args=[
-            *compile_args,
-            "-Wall",
-            "-Wextra",
-            "-Wno-unused-parameter",
-            "-Wno-missing-field-initializers",
-        ],
-        extra_link_args=link_args,
-        define_macros=[*macros, ("RELAY_BUILD", f'"{mode}"')],
-    )
-    made: list[Extension] = cythonize([extension], build_dir="build", force="RELAY_BUILD" in os.environ)
+    extensions = [
+        Extension(
+            name,
+            [source],
+            extra_compile_args=[
+                *compile_args,
+                "-Wall",
+                "-Wextra",
+                "-Wno-unused-parameter",
+                "-Wno-missing-field-initializers",
+            ],
+            extra_link_args=link_args,
+            define_macros=[*macros, ("RELAY_BUILD", f'"{mode}"')],
+        )
+        for name, source in SOURCES.items()
+    ]
+    made: list[Extension] = cythonize(extensions, build_dir="build", force="RELAY_BUILD" in os.environ)
     for one in made:
         one.optional = not required  # given to Extension above, cythonize would lose it
     return made
@@ -61,7 +68,7 @@ def extensions() -> list[Extension]:
         if required:
             sys.exit("RELAY_REQUIRE_CORE=1: the core builds on Linux only")
         return []
-    return core(mode, required)
+    return compiled(mode, required)
 
 
 setup(ext_modules=extensions())

@@ -141,21 +141,19 @@ def read(head: bytes) -> Request:
         return judged(head)
     target, key, origin = found
     path, _, query = target.partition("?")
-    return Request("GET", path, _version(query), origin, _switching(key))
-
-
-def _switching(key: bytes) -> bytes:
-    """The 101 to a plain request: what the judge answers, byte for byte (RFC 6455, section 4.2.2)."""
+    # What the judge answers, byte for byte (RFC 6455, section 4.2.2).
     accept = b2a_base64(sha1(key + _GUID, usedforsecurity=False).digest(), newline=False)
-    return (
-        b"HTTP/1.1 101 Switching Protocols\r\nDate: %b\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: %b\r\n\r\n" % (_date(int(time.time())), accept)
-    )
+    answer = _switching(int(time.time())) + accept + b"\r\n\r\n"
+    return Request("GET", path, _version(query) if query else 0, origin, answer)
 
 
 @lru_cache(maxsize=1)
-def _date(now: int) -> bytes:
-    return formatdate(now, usegmt=True).encode()
+def _switching(now: int) -> bytes:
+    """A 101 of this second, up to the one value that is each client's own."""
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nDate: %b\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " % formatdate(now, usegmt=True).encode()
+    )
 
 
 def judged(head: bytes) -> Request:
@@ -216,6 +214,7 @@ def _version(query: str) -> int:
     return 2 if "v=" in query and parse_qs(query).get("v") == ["2"] else 0
 
 
+@lru_cache(maxsize=4096)
 def route(service: str, path: str) -> Route:
     """What a path names on a service's port (contract, section 6).
 

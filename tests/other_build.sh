@@ -6,7 +6,7 @@ shift
 root=$(pwd)
 tree=$root/build/$mode
 mkdir -p "$tree"
-git ls-files -z --cached --others --exclude-standard -- relay client tests pyproject.toml setup.py README.md LICENSE |
+git ls-files -z --cached --others --exclude-standard -- relay client bench tests pyproject.toml setup.py README.md LICENSE |
   xargs -0 cp --parents --update -t "$tree"
 cd "$tree"
 RELAY_BUILD=$mode "$root/.venv/bin/python" setup.py -q build_ext --inplace
@@ -18,5 +18,5 @@ if [ "$mode" = asan ]; then
 fi
 PYTHONPATH=$tree
 export PYTHONPATH
-"$root/.venv/bin/python" -c "from relay._fanout import BUILD; assert BUILD == '$mode', BUILD"
+"$root/.venv/bin/python" -c "from relay import _fanout, _swarm; assert _fanout.BUILD == _swarm.BUILD == '$mode'"
 exec "$root/.venv/bin/python" -m pytest -p no:cacheprovider -o faulthandler_timeout=120 "$@"

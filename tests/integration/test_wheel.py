@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-SOURCES = ["client", "relay", "pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"]
+SOURCES = ["bench", "client", "relay", "pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"]
 
 
 def build_wheel(directory, **environment):
@@ -46,9 +46,17 @@ def build_wheel(directory, **environment):
 def test_a_release_wheel_holds_the_core_and_nothing_that_is_not_needed(tmp_path):
     with zipfile.ZipFile(build_wheel(tmp_path, RELAY_REQUIRE_CORE="1")) as wheel:
         names = [name for name in wheel.namelist() if ".dist-info/" not in name]
-        assert sum(name.startswith("relay/_fanout.") and name.endswith(".so") for name in names) == 1
+        for module in ("relay/_fanout.", "relay/_swarm."):
+            assert sum(name.startswith(module) and name.endswith(".so") for name in names) == 1
         assert {name.partition("/")[0] for name in names} == {"client", "relay"}
-        assert {"relay/_fanout.pyi", "relay/py.typed", "client/py.typed", "relay/page/index.html"} <= set(names)
+        assert {
+            "relay/_fanout.pyi",
+            "relay/_swarm.pyi",
+            "relay/cli/bench_scenarios.toml",
+            "relay/py.typed",
+            "client/py.typed",
+            "relay/page/index.html",
+        } <= set(names)
         assert not [name for name in names if name.endswith((".c", ".pyx", ".pxi"))]
 
 
