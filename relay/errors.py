@@ -4,7 +4,8 @@
     ├─ ConfigError  3   a malformed setting, a bad Redis URL, a password refused at the start
     ├─ RedisGivenUp 4   REDIS_MAX_RETRIES is set and used up
     ├─ ListenError  5   an address cannot be listened on: port in use, no permission
-    └─ CoreMissing  6   the server extra or the compiled core is not installed
+    ├─ CoreMissing  6   the server extra or the compiled core is not installed
+    └─ SloMissed    7   `relay bench` saw less than was asked for
 
 0 is a clean end; 2 is left to click, which uses it for a wrong command line. The command line prints
 `relay: <sentence>` on stderr and exits with `exit_code`, so every message here says by itself what is wrong,
@@ -42,3 +43,9 @@ class CoreMissing(RelayError):  # noqa: N818 - as above
     """`relay serve` needs the server extra and the compiled core, and one of them is not there."""
 
     exit_code = 6
+
+
+class SloMissed(RelayError):  # noqa: N818 - as above
+    """`relay bench` measured, and a bound was missed: of the command line, or one that holds unasked."""
+
+    exit_code = 7

@@ -22,6 +22,7 @@ COMMANDS = {
     "checklist": "relay.cli.checklist",
     "healthcheck": "relay.cli.healthcheck",
     "config": "relay.cli.config",
+    "bench": "relay.cli.bench",
 }
 
 
@@ -67,6 +68,7 @@ def _version(ctx: click.Context, _parameter: click.Parameter, asked: bool) -> No
         "relay publish run1:wepp 'hillslope 1 of 9'  as a worker would",
         "relay tail run1:wepp",
         "relay checklist run1 --watch",
+        "relay bench                                 how much this machine does",
     ),
 )
 @click.option(

@@ -4,7 +4,7 @@ import pytest
 
 from relay import errors
 
-CODES = {"RelayError": 1, "ConfigError": 3, "RedisGivenUp": 4, "ListenError": 5, "CoreMissing": 6}
+CODES = {"RelayError": 1, "ConfigError": 3, "RedisGivenUp": 4, "ListenError": 5, "CoreMissing": 6, "SloMissed": 7}
 
 
 @pytest.mark.parametrize(("name", "code"), CODES.items())
