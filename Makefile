@@ -24,8 +24,10 @@ check: build
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Beside a baseline, for you to judge: figures are of one machine. `ARGS=--benchmark-json=bench/baseline.json` makes a new one.
 bench: build
-	$(BIN)/pytest bench --benchmark-only --benchmark-enable $(ARGS)
+	$(BIN)/pytest bench --benchmark-only --benchmark-enable --benchmark-sort=name --benchmark-columns=median,iqr,rounds \
+	  --benchmark-compare=bench/baseline.json -W default::pytest_benchmark.logger.PytestBenchmarkWarning $(ARGS)
 
 wheel: build
 	$(BIN)/pip wheel -q --no-deps --no-build-isolation --wheel-dir dist .
