@@ -30,9 +30,9 @@ cdef class Clients:
     cdef uint32_t free_slot, dead_slot, head_first, head_last, heads
     cdef uint32_t now, swept
     cdef int64_t last_tick
-    cdef size_t max_live
+    cdef size_t max_live, most_live
     cdef list services, listeners, emptied
-    cdef Topic ready, ready_last
+    cdef Line fresh, unfinished  # topics to be delivered, and those whose delivery has begun
     cdef bint inside
     cdef object on_request, on_text, on_idle, on_error
     cdef unsigned char *inbox
@@ -54,6 +54,7 @@ cdef class Clients:
             raise OSError(errno, "no epoll instance")
         self.max_live = max_live
         self.services, self.listeners, self.emptied = [], [], []
+        self.fresh, self.unfinished = Line(), Line()
         self.on_request, self.on_text, self.on_idle, self.on_error = on_request, on_text, on_idle, on_error
         self.last_tick = now_ns()
         self.now = 1
@@ -172,6 +173,7 @@ cdef class Clients:
         cdef Slot *slot = self.find(client)
         if slot is NULL or slot.stage != OPEN:
             return False
+        self.settle(self.index_of(slot))
         self.part(self.index_of(slot), code, reason, True)
         return True
 
@@ -185,6 +187,7 @@ cdef class Clients:
             if self.slots[i].stage == OPEN and not self.slots[i].dead:
                 if count > 0:
                     count -= 1
+                    self.settle(i)
                     self.part(i, code, reason, True)
                 else:
                     left += 1
@@ -275,6 +278,10 @@ cdef class Clients:
             burst_release(burst)
         return 0
 
+    cdef int settle(self, uint32_t index) except -1:
+        """Sends a client what its topic has for it already, ahead of a close frame."""
+        return 0
+
     cdef int dismiss(self, uint32_t index, int code, bytes reason) except -1:
         """Closes a laggard: of what waits for it only the frame in progress still goes out."""
         if self.slots[index].backlog is not NULL:
@@ -317,10 +324,10 @@ cdef class Clients:
         cdef Slot *slot = &self.slots[index]
         if slot.stage != CLOSING or slot.dead or slot.backlog is not NULL:
             return 0
-        if slot.farewell == 1:
+        if slot.farewell == 3 or (slot.farewell == 1 and self.used > self.limit):
+            self.bury(index)  # above the limit nobody lingers: these slots are what health paths are answered from
+        elif slot.farewell == 1:
             shutdown(slot.fd, SHUT_WR)
-        elif slot.farewell == 3:
-            self.bury(index)
         return 0
 
     cdef void bury(self, uint32_t index) noexcept:

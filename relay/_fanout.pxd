@@ -25,6 +25,7 @@ cdef struct Burst:
     uint32_t cursor         # sealed: the next position to serve
     uint8_t kind
     uint8_t min_version     # clients below this protocol version do not get it
+    uint8_t pressing        # open, and counted among the large ones
     uint8_t opaque          # one unit, not a row of websocket frames (an HTTP answer)
     unsigned char data[1]
 
@@ -101,5 +102,5 @@ cdef class Topic:
     cdef Burst *open[KINDS] # what grows
     cdef Burst *sealed      # what is being delivered, oldest first
     cdef Burst *last
-    cdef bint queued        # in Core.ready
+    cdef bint queued        # in one of the core's lines
     cdef Topic next

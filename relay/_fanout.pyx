@@ -33,30 +33,39 @@ cdef extern from * nogil:
     #include <sys/epoll.h>
     #include <sys/socket.h>
     #include <sys/uio.h>
+    #ifdef __GLIBC__
+    #include <malloc.h>
+    #else
+    #define malloc_trim(keep) 0
+    #endif
     #ifndef TCP_NOTSENT_LOWAT
     #define TCP_NOTSENT_LOWAT 25
     #endif
 
-    /* accept4 with what every client socket gets; the peer's address, IPv4 mapped, zero for a Unix socket. */
-    static int relay_accept(int listener, unsigned char address[16]) {
+    /* What every client socket gets; the sockets that a listener accepts inherit it. What waits must wait with us and be
+       counted: with kernel defaults a client that never reads swallows 4 MB. Harmless on a Unix socket. */
+    static void relay_tune(int fd) {
+        int one = 1, lowat = 16384;
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &lowat, sizeof lowat);
+    }
+
+    /* accept4; the peer's address, IPv4 mapped, zero for a Unix socket. */
+    static int relay_accept(int listener, unsigned char address[16], int tune) {
         struct sockaddr_storage peer;
         socklen_t size = sizeof peer;
         int fd = accept4(listener, (struct sockaddr *)&peer, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        int one = 1, lowat = 16384;
         memset(address, 0, 16);
         if (fd < 0)
             return fd;
+        if (tune)
+            relay_tune(fd);
         if (peer.ss_family == AF_INET6) {
             memcpy(address, &((struct sockaddr_in6 *)&peer)->sin6_addr, 16);
         } else if (peer.ss_family == AF_INET) {
             address[10] = address[11] = 255;
             memcpy(address + 12, &((struct sockaddr_in *)&peer)->sin_addr, 4);
-        } else {
-            return fd;
         }
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-        /* What waits must wait with us and be counted: with kernel defaults a client that never reads swallows 4 MB. */
-        setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &lowat, sizeof lowat);
         return fd;
     }
 
@@ -68,7 +77,8 @@ cdef extern from * nogil:
         return epoll_ctl(ep, op, fd, &event);
     }
     """
-    int relay_accept(int listener, unsigned char *address)
+    void relay_tune(int fd)
+    int relay_accept(int listener, unsigned char *address, bint tune)
     int relay_watch(int ep, int op, int fd, unsigned events, unsigned long long data)
     ctypedef union epoll_data_t:
         uint64_t u64
@@ -90,6 +100,7 @@ cdef extern from * nogil:
         iovec *msg_iov
         size_t msg_iovlen
     ssize_t sendmsg(int fd, const msghdr *message, int flags)
+    int malloc_trim(size_t keep)
     void *memmem(const void *data, size_t size, const void *part, size_t length)
     const char *RELAY_BUILD
 
@@ -110,7 +121,9 @@ cdef enum:
     CATCH_UP = 5            # ticks that one call makes up for: a stopped process must not judge by time it slept
     RESERVE = 16            # slots above the limit, from which health paths are answered
     VECTOR = 64
+    PRESSING = 131072       # bytes of an open burst that should wait no longer: half of what may wait for a client
     LISTENER = 0x80000000   # marks a listener in an epoll event
+    TRIM = 16777216         # bytes of frames that must have gone before their memory is given back
     SWEEP = 10              # every slot is looked at once in so many ticks
 
 cdef const char *HEARTBEAT = b'\x81\x0f{"type":"ping"}\x89\x00'
@@ -274,20 +287,16 @@ cdef class Core(Sockets):
         burst.size += size
         burst.frames += 1
         assert burst.size <= burst.room
+        if burst.size >= PRESSING:
+            burst_press(burst)
         if size > topic.service.max_backlog:
             topic_seal(topic, WEBSOCKET)
         self.enqueue(topic)
         return 0
 
     cdef void enqueue(self, Topic topic) noexcept:
-        if topic.queued:
-            return
-        topic.queued = True
-        if self.ready is None:
-            self.ready = topic
-        else:
-            self.ready_last.next = topic
-        self.ready_last = topic
+        if not topic.queued:
+            self.fresh.join(topic)
 
     def publish(self, int service, bytes topic, bytes text, int min_version=0) -> bool:
         """A text frame, `text` being UTF-8 as it is to arrive, to the topic's clients; false where it has none.
@@ -313,32 +322,36 @@ cdef class Core(Sockets):
     def flush(self) -> bool:
         """Delivers for at most about 2 ms; whether something is left for the next call.
 
+        Half of the time is for topics that have not had any yet, so that one client's message need not wait for a
+        burst to fifteen thousand others; the rest is for those that were not finished.
+
         Called by a callback of the core it does nothing yet: its arrays are being walked over.
         """
-        cdef int64_t until = now_ns() + SLICE_NS
-        cdef Topic topic
-        cdef int kind
+        cdef int64_t now = now_ns()
         if self.inside:
             return True
         self.inside = True
         try:
-            while self.ready is not None:
-                topic = self.ready
-                self.ready = topic.next
-                topic.next = None
-                topic.queued = False
-                if topic.sealed is NULL:
-                    for kind in range(KINDS):
-                        topic_seal(topic, kind)
-                self.deliver(topic, until)
-                if topic_waits(topic):
-                    self.enqueue(topic)
-                if now_ns() >= until:
-                    break
+            self.serve(self.fresh, now + SLICE_NS // 2)
+            self.serve(self.unfinished, now + SLICE_NS)
+            self.serve(self.fresh, now + SLICE_NS)
         finally:
             self.inside = False
             self.finish_turn()
-        return self.ready is not None
+        return self.fresh.first is not None or self.unfinished.first is not None
+
+    cdef int serve(self, Line line, int64_t until) except -1:
+        cdef Topic topic
+        cdef int kind
+        while line.first is not None and now_ns() < until:
+            topic = line.leave()
+            if topic.sealed is NULL:
+                for kind in range(KINDS):
+                    topic_seal(topic, kind)
+            self.deliver(topic, until)
+            if topic_waits(topic):
+                self.unfinished.join(topic)
+        return 0
 
     cdef int deliver(self, Topic topic, int64_t until) except -1:
         """Each sealed burst to each client it is for, in one send; stops where the time is up."""
@@ -378,6 +391,23 @@ cdef class Core(Sockets):
                 return 0
             sent = 0
         return self.owe(service, index, burst, sent)
+
+    cdef int settle(self, uint32_t index) except -1:
+        cdef Slot *slot = &self.slots[index]
+        cdef Topic topic
+        cdef Burst *burst
+        cdef int kind
+        if slot.topic is NULL:
+            return 0
+        topic = <Topic>slot.topic
+        for kind in range(KINDS):
+            topic_seal(topic, kind)
+        burst = topic.sealed
+        while burst is not NULL and slot.topic is not NULL:  # a push may find it too slow
+            if burst.cursor <= slot.position < burst.end:
+                self.push(topic.service, index, burst)
+            burst = burst.next
+        return 0
 
     def attach(self, uint64_t client, topic, bytes first=b"") -> bool:
         """Sends a parked client its 101 and `first` (a text message) in one write, and puts it in the topic.
@@ -456,6 +486,11 @@ cdef class Core(Sockets):
             return 0
         clients = [self.handle(t.slots[i]) for i in range(t.count) if t.slots[i] != NONE]
         return sum(self.close(client, code, reason) for client in clients)
+
+    @property
+    def pressing(self) -> bool:
+        """Whether some topic's open burst has grown so large that it should neither wait nor grow."""
+        return pressing_bursts > 0
 
     def watched(self, int service, bytes topic) -> bool:
         """Whether the topic has clients."""

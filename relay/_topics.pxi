@@ -5,6 +5,7 @@
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 
 cdef size_t live_bytes = 0   # of all bursts alive, whoever owes them
+cdef uint32_t pressing_bursts = 0   # open ones that have grown large
 
 
 cdef Burst *burst_new(size_t room) except NULL:
@@ -42,6 +43,21 @@ cdef inline void burst_release(Burst *burst) noexcept:
     if burst.refs == 0:
         live_bytes -= burst.room
         PyMem_RawFree(burst)
+
+
+cdef void burst_press(Burst *burst) noexcept:
+    """Counts an open burst among the large ones, once."""
+    global pressing_bursts
+    if not burst.pressing:
+        burst.pressing = 1
+        pressing_bursts += 1
+
+
+cdef inline void burst_relax(Burst *burst) noexcept:
+    """It is open no longer."""
+    global pressing_bursts
+    pressing_bursts -= burst.pressing
+    burst.pressing = 0
 
 
 cdef Burst *burst_of(const unsigned char *data, size_t size) except NULL:
@@ -111,6 +127,7 @@ cdef void topic_seal(Topic topic, int kind) noexcept:
     if burst is NULL:
         return
     topic.open[kind] = NULL
+    burst_relax(burst)
     burst.end = topic.count
     burst.kind = <uint8_t>kind
     if topic.sealed is NULL:
@@ -135,6 +152,7 @@ cdef void topic_discard(Topic topic) noexcept:
     cdef int kind
     for kind in range(KINDS):
         if topic.open[kind] is not NULL:
+            burst_relax(topic.open[kind])
             burst_release(topic.open[kind])
             topic.open[kind] = NULL
     while topic.sealed is not NULL:
@@ -142,6 +160,30 @@ cdef void topic_discard(Topic topic) noexcept:
         topic.sealed = burst.next
         burst_release(burst)
     topic.last = NULL
+
+
+@cython.final
+@cython.internal
+cdef class Line:
+    # Topics that wait for their turn to be delivered, first come first served. A topic stands in one line at most.
+    cdef Topic first, last
+
+    cdef void join(self, Topic topic) noexcept:
+        topic.queued = True
+        if self.first is None:
+            self.first = topic
+        else:
+            self.last.next = topic
+        self.last = topic
+
+    cdef Topic leave(self):
+        cdef Topic topic = self.first
+        self.first = topic.next
+        topic.next = None
+        topic.queued = False
+        if self.first is None:
+            self.last = None
+        return topic
 
 
 # ---- backlogs ----

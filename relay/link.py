@@ -134,16 +134,22 @@ class Link(Upstream):
         while replies := self.core.consume(self._reader, self.service):
             for reply in replies:
                 self._on_reply(reply)
+        if self.core.pressing:
+            self.deliver()  # escaped, one read can be six times as long
 
     def read_ended(self) -> None:
         """All that one read brought for a topic goes to each of its clients in one send."""
         self.deliver()
 
+    def behind(self) -> bool:
+        """Of Upstream: read on, a burst would grow past what may wait for a client, and end those who are quick."""
+        return self.core.pressing
+
     def _on_reply(self, reply: object) -> None:
         if _is_message(reply):
             if self.listener:
                 self.listener.on_event(reply[1], reply[2])
-        elif self.greeted(reply):
+        elif self._greetings_due and self.greeted(reply):
             return
         elif not self._sent:
             self.unasked(reply)
@@ -168,13 +174,15 @@ class Link(Upstream):
         channel = names.popleft()
         if not names:
             self._sent.popleft()
+        wanted = channel in self._wanted
         if verb == b"SUBSCRIBE":
             self._state[channel] = self.ON
-            if self.listener and channel in self._wanted:
-                self.listener.on_subscribed(channel)
         else:
             del self._state[channel]
-        self._settle(channel)
+        if wanted != (verb == b"SUBSCRIBE"):
+            self._settle(channel)
+        elif wanted and self.listener:
+            self.listener.on_subscribed(channel)
         return None
 
     def _on_error(self, why: str) -> None:

@@ -102,6 +102,12 @@ def _int(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def _milliseconds(text: str) -> Decimal:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or Decimal(text) > 1000:
+        raise ValueError("is not a number of milliseconds from 0 to 1000, such as 20 or 2.5, without a unit")
+    return Decimal(text)
+
+
 def _level(text: str) -> str:
     if text.lower() not in _LEVELS:
         raise ValueError(f"is not a log level: {', '.join(_LEVELS)}")
@@ -336,8 +342,9 @@ class ServiceSettings(BaseModel, frozen=True, extra="forbid"):
 
 
 class ProcessSettings(BaseModel, frozen=True, extra="forbid"):
-    """Settings of the whole process, `RELAY_*`; durations in seconds, sizes in bytes."""
+    """Settings of the whole process, `RELAY_*`; durations in seconds, sizes in bytes, what is named so in ms."""
 
+    coalesce_ms: Annotated[Decimal, _from_text(_milliseconds)] = Decimal(0)
     drain: Duration = 10.0
     drain_delay: Duration = 0.0
     max_published_size: Size = 1 << 20

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from relay._fanout import Core
 from relay.handshake import MAX_TOPICS, busy, plain
@@ -19,8 +19,8 @@ NOT_PERMITTED = "Redis does not permit the relay to read this channel.\n"
 class _Parked:
     """Handshakes that wait for a SUBSCRIBE to be confirmed."""
 
-    timer: asyncio.TimerHandle
-    clients: list[int] = field(default_factory=list)
+    until: float  # of the loop's clock
+    clients: list[int]
 
 
 class Status:
@@ -58,7 +58,8 @@ class Status:
         self.link = make_link(self.index)
         self.link.listener = self
         self.commands = commands
-        self._parked: dict[bytes, _Parked] = {}
+        self._parked: dict[bytes, _Parked] = {}  # oldest first
+        self._timer: asyncio.TimerHandle | None = None  # for all of them: one each cost a tenth of a handshake
 
     # ---- from the clients ----
 
@@ -72,8 +73,9 @@ class Status:
         elif channel in self._parked:
             self._parked[channel].clients.append(client)
         else:
-            timer = asyncio.get_running_loop().call_later(CONFIRM_WAIT, self._release, channel)
-            self._parked[channel] = _Parked(timer, [client])
+            loop = asyncio.get_running_loop()
+            self._parked[channel] = _Parked(loop.time() + CONFIRM_WAIT, [client])
+            self._timer = self._timer or loop.call_later(CONFIRM_WAIT, self._wait_no_longer)
         self.link.want(channel)
 
     def idle(self, channel: bytes) -> None:
@@ -81,10 +83,16 @@ class Status:
         if channel not in self._parked and not self.core.watched(self.index, channel):
             self.link.drop(channel)
 
+    def _wait_no_longer(self) -> None:
+        loop = asyncio.get_running_loop()
+        for channel in [c for c, parked in self._parked.items() if parked.until <= loop.time()]:
+            self._release(channel)
+        oldest = next(iter(self._parked.values()), None)
+        self._timer = loop.call_at(oldest.until, self._wait_no_longer) if oldest else None
+
     def _release(self, channel: bytes) -> None:
         parked = self._parked.pop(channel, None)
         if parked:
-            parked.timer.cancel()
             for client in parked.clients:
                 self.core.attach(client, channel)
         self.idle(channel)  # who was parked may be gone by now
@@ -99,7 +107,6 @@ class Status:
         """Of upstream.Listener."""
         parked = self._parked.pop(channel, None)
         if parked:
-            parked.timer.cancel()
             for client in parked.clients:
                 self.core.refuse(client, plain("403 Forbidden", NOT_PERMITTED))
         self.core.close_topic(self.index, channel, 1008, b"Redis does not permit this channel")

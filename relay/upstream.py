@@ -31,6 +31,7 @@ PIPELINE = 64  # commands in flight
 PING_EVERY = 5.0  # seconds
 REFUSED_RETRY_MAX = 30.0  # seconds between two tries where Redis answers but refuses us (contract, section 6)
 USER_TIMEOUT = 10_000  # ms that sent bytes may stay unacknowledged: TCP_USER_TIMEOUT
+REST = 0.1  # seconds for which deliveries that are behind may hold up reading
 LOG_EVERY = 60.0  # seconds between two lines about the same trouble
 
 Resolver = Callable[[RedisAddress], Awaitable[RedisAddress]]
@@ -304,6 +305,25 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         except (hiredis.ProtocolError, MemoryError) as error:
             self.abort(f"Redis sent what is no reply: {error or 'longer than there is memory'}")
         self.read_ended()
+        if nbytes == READ_SIZE or self.behind():
+            self._rest()
+
+    def _rest(self) -> None:
+        """Gives all others their turn before the next read.
+
+        libuv reads up to 32 times in a row: 2 MiB, of which a client that is quick had no chance to take any.
+        """
+        if self._transport and not self._transport.is_closing():
+            loop = asyncio.get_running_loop()
+            self._transport.pause_reading()
+            loop.call_soon(self._read_on, self._transport, loop.time() + REST)
+
+    def _read_on(self, transport: asyncio.Transport, until: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self.behind() and loop.time() < until:
+            loop.call_soon(self._read_on, transport, until)
+        elif not transport.is_closing():
+            transport.resume_reading()
 
     def write(self, data: bytes) -> None:
         """Sends bytes, if there is a connection."""
@@ -318,6 +338,10 @@ class Upstream(asyncio.BufferedProtocol, ABC):
 
     def read_ended(self) -> None:
         """Behind the last reply of one read from Redis."""
+
+    def behind(self) -> bool:
+        """Whether what was read should be delivered before more is."""
+        return False
 
     @abstractmethod
     def on_up(self) -> None:

@@ -9,13 +9,12 @@ import stat
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from relay.cli.embedded import free_port
 from tests.conftest import ROOT
-from tests.integration.peers import Peer, Refused, Wire, ask, head, upgrade, wait_for
+from tests.integration.peers import Peer, Refused, Wire, ask, head, wait_for
 
 SECRET = "s3cr3t-of-the-test"
 
@@ -49,6 +48,7 @@ MALFORMED = [  # one or two of each; tests/unit/test_settings.py has the others
     ("REDIS_URL", "redis://localhost:port"),
     ("STATUS_REDIS_PASSWORD_FILE", "/nonexistent"),
     ("RELAY_DRAIN", "10"),
+    ("RELAY_COALESCE_MS", "5ms"),
 ]
 
 
@@ -308,6 +308,7 @@ def test_a_unix_socket(relay, tmp_path, worker, redis_url):
     process = relay("status", env={"STATUS_LISTEN_ADDR": f"unix:{path}"}, wait=None)
     wait_for(lambda: opens(str(path)), "listening")
     assert stat.S_ISSOCK(path.stat().st_mode)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666, "a proxy that is another user may connect"
     wait_for(lambda: any("is there for status subscriptions" in line for line in process.stderr), "Redis is there")
     with Peer("ws://x/r1:wepp", address=str(path)) as peer:
         assert worker(redis_url).publish("r1:wepp", "x") == 1
@@ -343,45 +344,3 @@ def test_an_inherited_socket(redis_url, worker):
             finally:
                 process.terminate()
                 assert process.wait(5) == 0
-
-
-def test_a_file_limit_is_used_up_and_survived(redis_url):
-    """NOFILE=96: the rest is told 503, nothing spins, and room comes back."""
-    port = free_port()
-    process = subprocess.Popen(
-        ["prlimit", "--nofile=96:96", sys.executable, "-m", "relay", "serve", "status", "--port", str(port)],
-        cwd=ROOT,
-        env={"REDIS_URL": redis_url, "PATH": "/usr/bin:/bin"},
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    url = f"ws://127.0.0.1:{port}"
-    wires = []
-    try:
-        wait_for(lambda: opens(("127.0.0.1", port)), "listening")
-        wait_for(lambda: ask(url, head("/readyz")).status == 200, "ready")
-        answers = []
-        for number in range(120):
-            wires.append(Wire(("127.0.0.1", port)))
-            wires[-1].send(upgrade(f"/r{number}:wepp"))
-            answers.append(wires[-1].answer().status if number < 80 else None)
-        assert answers[:20] == [101] * 20
-        assert 503 in answers
-        used = cpu_seconds(process.pid)
-        time.sleep(1.0)
-        assert cpu_seconds(process.pid) - used < 0.2, "it spins"
-        for wire in wires:
-            wire.drop()
-        wait_for(lambda: ask(url, head("/health")).status == 200, "healthy")
-        with Peer(f"{url}/r1:wepp") as peer:
-            assert peer.alive()
-    finally:
-        for wire in wires:
-            wire.drop()
-        process.terminate()
-        process.wait(15)
-
-
-def cpu_seconds(pid):
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100

@@ -106,6 +106,31 @@ def test_close_topic_closes_its_clients_alone(rig):
     assert rig.received(other) == b""
 
 
+def test_what_waits_goes_out_ahead_of_a_close(rig):
+    first = rig.join(b"t")
+    rig.feed(resp(b"message", b"t", b"1"))
+    second = rig.join(b"t")
+    rig.feed(resp(b"message", b"t", b"2") + resp(b"message", b"t", b"3"))
+    rig.core.close(rig.handles[first], 1000)
+    rig.core.close_some(1, 1012)
+    for sock, wanted in ((first, ["1", "2", "3"]), (second, ["2", "3"])):
+        frames, _ = server_frames(rig.received(sock, 60))
+        assert [json.loads(payload)["data"] for _, payload in frames[:-1]] == wanted
+        assert frames[-1][0] == 8
+    rig.flush()
+    assert rig.core.totals()["live_bytes"] == 0
+
+
+def test_a_burst_that_has_grown_is_pressing_until_it_is_flushed(rig):
+    rig.join(b"t")
+    rig.feed(resp(b"message", b"t", b"x" * 130000))
+    assert not rig.core.pressing
+    rig.feed(resp(b"message", b"t", b"x" * 6000))
+    assert rig.core.pressing
+    rig.flush()
+    assert not rig.core.pressing
+
+
 def test_handles_of_the_gone_do_nothing(rig):
     sock = rig.join(b"t")
     handle = rig.handles[sock]
@@ -157,6 +182,22 @@ def test_another_topic_is_served_between_the_slices(crowd):
     assert rig.core.flush(), "still not done with the crowd"
     assert texts(rig.received(other, 20)) == ["y"]
     rig.flush()
+
+
+def test_a_close_during_a_delivery_follows_on_what_is_left_of_it(crowd):
+    rig, clients = crowd
+    rig.feed(resp(b"message", b"t", b"first"))
+    assert rig.core.flush()
+    rig.feed(resp(b"message", b"t", b"second"))
+    served, last = clients[0], clients[-1]
+    for sock in (served, last):
+        assert rig.core.close(rig.handles[sock], 1012)
+    rig.flush()
+    for sock in (served, last):
+        frames, _ = server_frames(rig.received(sock, 71))
+        assert [opcode for opcode, _ in frames] == [1, 1, 8]
+        assert [json.loads(payload)["data"] for _, payload in frames[:2]] == ["first", "second"]
+    assert texts(rig.received(clients[700], 67)) == ["first", "second"]
 
 
 def test_everybody_leaving_during_a_delivery(crowd):
@@ -390,6 +431,28 @@ def test_above_the_limit_requests_are_shown_as_such_and_above_the_reserve_503(ma
     socks[0].close()
     rig.until(lambda: rig.core.totals()["sockets"] == 17)
     rig.join(b"t")
+
+
+def test_who_comes_at_once_does_not_crowd_out_who_there_is_room_for(make_rig):
+    rig = make_rig(limit=2)
+    socks = [rig.connect() for _ in range(5)]
+    for sock in socks:
+        sock.sendall(b"GET /t HTTP/1.1\r\n\r\n")
+    rig.until(lambda: len(rig.requests) == 5)
+    assert sorted(full for _, _, full in rig.requests) == [False] * 2 + [True] * 3
+
+
+def test_above_the_limit_who_is_refused_does_not_linger(make_rig):
+    rig = make_rig(limit=2)
+    rig.decide = lambda client, head, full: (
+        rig.core.refuse(client, b"HTTP/1.1 503 \r\n\r\n") if full else rig.accept(client, head, full)
+    )
+    for _ in range(2):
+        rig.join(b"t")
+    late = rig.connect()
+    late.sendall(b"GET /t HTTP/1.1\r\n\r\n")
+    assert rig.ended(late).startswith(b"HTTP/1.1 503 ")
+    assert rig.core.totals()["sockets"] == 2
 
 
 def test_refuse_answers_and_ends(make_rig):

@@ -1,5 +1,6 @@
 import re
 import socket
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
@@ -46,7 +47,8 @@ def test_defaults():
         assert (service.log_level, service.allowed_origins, service.metrics_enabled) == ("INFO", (), False)
         assert service.max_message_size == 65536
     assert (loaded.drain, loaded.drain_delay, loaded.max_published_size) == (10.0, 0.0, 1048576)
-    assert (loaded.max_connections, loaded.set_keyspace_events, loaded.warnings) == (None, False, ())
+    assert (loaded.max_connections, loaded.set_keyspace_events, loaded.coalesce_ms) == (None, False, 0)
+    assert loaded.warnings == ()
 
 
 def test_only_the_services_asked_for_are_looked_at():
@@ -78,7 +80,7 @@ def test_every_variable_of_a_service_and_of_the_process():
     texts |= {"REDIS_URL": "redis://r:9/1"}
     env = {f"STATUS_{name}": text for name, text in texts.items()}
     env |= {"RELAY_DRAIN": "1s", "RELAY_DRAIN_DELAY": "2s", "RELAY_MAX_PUBLISHED_SIZE": "3"}
-    env |= {"RELAY_MAX_CONNECTIONS": "4", "RELAY_SET_KEYSPACE_EVENTS": "true"}
+    env |= {"RELAY_MAX_CONNECTIONS": "4", "RELAY_SET_KEYSPACE_EVENTS": "true", "RELAY_COALESCE_MS": "2.5"}
     loaded = load(env=env)
     values = [ListenAddress("tcp", "h", 1), 1.0, 2.0, 3.0, 4.0, 0.005, 6.0, 7, "DEBUG", ("*.a.b",), True, 8]
     fields = [*(name.lower() for name in texts)][1:-1]
@@ -86,7 +88,7 @@ def test_every_variable_of_a_service_and_of_the_process():
     assert loaded.status.redis == RedisAddress("r", 9, db=1)
     assert loaded.preflight == load(env={}).preflight
     assert (loaded.drain, loaded.drain_delay, loaded.max_published_size, loaded.max_connections) == (1.0, 2.0, 3, 4)
-    assert loaded.set_keyspace_events is True
+    assert (loaded.set_keyspace_events, loaded.coalesce_ms) == (True, Decimal("2.5"))
     assert loaded.warnings == ()
 
 
@@ -194,6 +196,20 @@ def test_whole_numbers(variable, low, high):
     for text in (str(low - 1), str(high + 1), "1e3", "1_0", "+1", "64k", "0x10", " 1", "²", "9" * 5000):
         said = refusal({variable: text})
         assert re.match(rf"{variable}='.*: is not a whole number from {low} to {high}.*{variable}=\d+$", said)
+
+
+@pytest.mark.parametrize("text", ["0", "0.0", "0.25", "20", "1000", "1000.000"])
+def test_milliseconds(text):
+    loaded = load(env={"RELAY_COALESCE_MS": text})
+    assert ("RELAY_COALESCE_MS", text, "environment") in settings.describe(loaded)
+    assert ("RELAY_COALESCE_MS", "0", "default") in settings.describe(load(env={}))
+
+
+@pytest.mark.parametrize("text", ["1000.1", "1001", "-1", "+1", "5ms", "1e2", ".5", "1.", "1,5", " 1", "inf", "²"])
+def test_no_milliseconds(text):
+    said = refusal({"RELAY_COALESCE_MS": text})
+    assert said.startswith(f"RELAY_COALESCE_MS={text!r}: is not a number of milliseconds from 0 to 1000")
+    assert said.endswith("RELAY_COALESCE_MS=0")
 
 
 @pytest.mark.parametrize(
@@ -615,7 +631,7 @@ def test_describe(env_file):
     )
     rows = settings.describe(loaded)
     told = {name: (text, source) for name, text, source in rows}
-    assert len(told) == len(rows) == 2 * 14 + 5
+    assert len(told) == len(rows) == 2 * 14 + 6
     assert told["STATUS_PING_INTERVAL"] == ("1m30s", "flag")
     assert told["STATUS_ALLOWED_ORIGINS"] == ("https://a,*.b.c", "environment")
     assert told["STATUS_REDIS_URL"] == ("redis://relay:***@h:6379/2", "environment")

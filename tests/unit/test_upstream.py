@@ -605,3 +605,55 @@ async def test_one_read_is_delivered_once_whatever_its_size(server):
     link.buffer_updated(len(data))
     assert heard == [60]
     visit.hang_up()
+
+
+def full_read(link):
+    """As much as one read takes, of messages on a channel that nobody watches."""
+    data = b"*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$989\r\n" + b"x" * 989 + b"\r\n"
+    data *= upstream.READ_SIZE // len(data)
+    data += b"*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$%d\r\n" % 1000  # the rest of it is still on its way
+    data += b"x" * (upstream.READ_SIZE - len(data))
+    assert len(data) == upstream.READ_SIZE
+    link.get_buffer(-1)[:] = data
+    link.buffer_updated(len(data))
+
+
+async def test_after_a_full_read_all_others_have_their_turn(server):
+    """libuv would read 2 MiB in a row: a burst that closes clients which had no chance to take any of it."""
+    link = server.link()
+    visit = await server.visit()
+    await until(lambda: link.up)
+    assert link._transport.is_reading()
+    full_read(link)
+    assert not link._transport.is_reading()
+    await until(link._transport.is_reading)
+    visit.hang_up()
+
+
+async def test_deliveries_that_are_behind_hold_up_reading_for_a_while_and_not_for_ever(server, monkeypatch):
+    monkeypatch.setattr(upstream, "REST", 0.05)
+    link = server.link()
+    visit = await server.visit()
+    await until(lambda: link.up)
+    monkeypatch.setattr(link, "behind", lambda: True)
+    full_read(link)
+    for _ in range(3):
+        await asyncio.sleep(0)
+        assert not link._transport.is_reading()
+    await until(link._transport.is_reading)
+    visit.hang_up()
+
+
+async def test_a_connection_made_anew_is_read_though_the_old_one_was_not(server, monkeypatch):
+    link = server.link()
+    monkeypatch.setattr(link, "behind", lambda: True)
+    visit = await server.visit()
+    await until(lambda: link.up)
+    full_read(link)
+    visit.hang_up()
+    link.abort("the test says so")
+    await until(lambda: not link.up)
+    again = await server.visit()
+    await until(lambda: link.up)
+    await until(link._transport.is_reading)
+    again.hang_up()

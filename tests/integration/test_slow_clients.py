@@ -1,0 +1,35 @@
+"""Clients that stop reading, seen from outside: what they made the process take, it gives back (F19)."""
+
+import contextlib
+from pathlib import Path
+
+from tests.integration.peers import Peer, wait_for
+
+TOPICS = 200
+MESSAGES = 30  # of 16 KiB for each: all that may wait for a client, and more
+MIB = 1 << 20
+
+
+def memory(process):
+    """Bytes that the process holds of its own."""
+    rollup = Path(f"/proc/{process.process.pid}/smaps_rollup").read_text()
+    return int(rollup.split("Pss:")[1].split()[0]) * 1024
+
+
+def test_memory_comes_back(relay, worker, redis_url):
+    process = relay("status", env={"STATUS_METRICS_ENABLED": "1"})
+    redis = worker(redis_url)
+    with contextlib.ExitStack() as stack:
+        for number in range(TOPICS):
+            stack.enter_context(Peer(f"{process.status_url}/r{number}:wepp", receive_buffer=4096))
+        before = memory(process)
+        for part in range(3):
+            with redis.pipeline(transaction=False) as pipeline:
+                for message in range(MESSAGES * TOPICS // 3):
+                    pipeline.publish(f"r{message % TOPICS}:wepp", "x" * 16384)
+                pipeline.execute()
+            if part == 0:
+                wait_for(lambda: memory(process) > before + 20 * MIB, "it holds what nobody takes")
+        said = f'status2_closes_total{{code="1013"}} {TOPICS}.0'
+        wait_for(lambda: said in process.http("status", "/metrics")[2].decode(), "every laggard is closed")
+    wait_for(lambda: memory(process) < before + 16 * MIB, "the memory is given back")
