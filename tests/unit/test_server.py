@@ -4,6 +4,7 @@ import json
 import logging
 import resource
 import socket
+import subprocess
 import sys
 
 import pytest
@@ -90,3 +91,17 @@ def test_a_log_line_is_one_json_object():
     assert (found["level"], found["logger"], found["msg"]) == ("error", "relay.x", "hé\nthere")
     assert "ValueError: broken" in found["error"]
     assert found["time"].endswith("Z")
+
+
+def test_no_collection_walks_over_what_was_there_at_the_start():
+    """With 5000 channels one did, and every delivery stood still for 12 ms."""
+    code = """
+import gc
+from relay import server, settings
+async def run(self):
+    print(gc.get_freeze_count() > 10_000 > len(gc.get_objects()))
+server.Server.run = run
+server.run(settings.load(("status",), env={"STATUS_LISTEN_ADDR": "127.0.0.1:0"}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
