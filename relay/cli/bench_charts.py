@@ -9,9 +9,10 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from relay.cli.bench_result import YARDSTICK, merged
+from relay.cli.bench_result import JUDGED, YARDSTICK, merged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,8 +35,13 @@ OF_OTHERS = (
     *(("#d55e00", "#f08a3c"), ("#009e73", "#2fbf95"), ("#cc79a7", "#dd94bb"), ("#b58900", "#e6b422")),
     *(("#56b4e9", "#8fd0f5"), ("#7f3c8d", "#b583c4")),
 )
+# The relay is what one looks for: the others are thinner and paler.
+STRONG: dict[str, Any] = {"linewidth": 2.6, "zorder": 4}
+CALM: dict[str, Any] = {"linewidth": 1.5, "zorder": 3}
+PART = {True: (1.0, 0.5), False: (0.75, 0.32)}  # opacity of a bar's first part and of its second, for the relay or not
+LABEL_GAP = 0.085  # of the height of a chart: a line of text, for labels that stand above each other
 LARGEST_NINES = 5.0  # the percentile curve ends at 99.999 %
-PERCENTILES = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9", "max": "max"}
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,8 @@ def charts(result: dict[str, Any]) -> list[Chart]:
     drawn = [
         drawing.cpu(at_largest),
         drawing.throughput(at_largest),
-        *(drawing.latency(result["runs"], scenario, clients) for scenario, clients in largest.items()),
         *drawing.by_clients(runs),
+        *drawing.latencies(result["runs"], largest),
         drawing.memory(at_largest),
         drawing.handshake(at_largest),
     ]
@@ -99,6 +105,7 @@ class Drawing:
         self.servers = list(result["servers"])
         self.colours = {server: pair[0] for server, pair in colours(self.servers).items()}
         self.open_loops = {name for name, scenario in result["scenarios"].items() if scenario["rate"]}
+        self.names: set[str] = set()  # of the pictures; "a b" and "a-b" are two scenarios
 
     # ---- servers beside each other ----
 
@@ -107,18 +114,13 @@ class Drawing:
         panels = self._panels(runs, "cpu_us_per_frame")
         if not panels:
             return None
-        parts = {}
-        for run in (run for panel in panels.values() for run in panel):
-            # Two accounts of the kernel, one of them in ticks of 10 ms: their difference can be a little below zero.
-            user = min(run["user_us_per_frame"] or 0.0, run["cpu_us_per_frame"])
-            parts[_key(run)] = (user, run["cpu_us_per_frame"] - user)
         return Chart(
             "cpu",
-            "CPU for each frame",
-            "What the server's processes took to deliver one message to one client, in the table with the part in user "
-            "space: less is better. Each scenario has its own scale.",
-            self._bars("cpu", panels, lambda run: parts[_key(run)], "µs per frame"),
-            *self._beside(panels, lambda run: f"{number(sum(parts[_key(run)]))} ({number(parts[_key(run)][0])})", "µs"),
+            "CPU per frame, lower is better",
+            "What the server's processes took to deliver one message to one client; in the table with the part in user "
+            "space in brackets. Each scenario has its own scale.",
+            self._bars("cpu", panels, _parts, "µs per frame"),
+            *self._beside(panels, _with_part, "µs"),
         )
 
     def throughput(self, runs: list[Run]) -> Chart | None:
@@ -126,7 +128,7 @@ class Drawing:
         closed = [run for run in runs if run["published"] and run["scenario"] not in self.open_loops]
         panels = self._panels(closed, "frames_per_s")
         return self._simple(
-            *("throughput", "Frames a second", "Delivered to all clients together: more is better."),
+            *("throughput", "Frames per second, higher is better", "Delivered to all clients together."),
             *(panels, "frames_per_s", "frames/s"),
         )
 
@@ -134,7 +136,7 @@ class Drawing:
         """Memory for each connection where most connections were open: with few it is mostly noise."""
         panels = self._panels(_of_most(runs), "kb_per_conn")
         return self._simple(
-            *("memory", "Memory for each connection", "Growth of the server's own memory (PSS); not the kernel's."),
+            *("memory", "Memory per connection, lower is better", "The server's own memory; not the kernel's."),
             *(panels, "kb_per_conn", "KB per connection"),
         )
 
@@ -142,7 +144,7 @@ class Drawing:
         """CPU for each handshake, where most clients came."""
         panels = self._panels(_of_most(runs), "handshake_cpu_us")
         return self._simple(
-            *("handshake", "CPU for each handshake", "From accept to the 101, all processes of the server."),
+            *("handshake", "CPU per handshake, lower is better", "From accept to the 101, in the server's processes."),
             *(panels, "handshake_cpu_us", "µs per handshake"),
         )
 
@@ -192,12 +194,14 @@ class Drawing:
         axes.set_title(label, loc="left")
         for place, run in enumerate(runs):
             axes.barh(place, sum(parts(run)), 0.72, color=INK["ground"][0])  # no grid is to shine through what is pale
-            end = 0.0
-            for depth, part in enumerate(parts(run)):
-                axes.barh(place, part, 0.72, end, color=self.colours[run["server"]], alpha=0.42 if depth else 1.0)
+            end, ours = 0.0, run["server"] == JUDGED
+            for part, opacity in zip(parts(run), PART[ours], strict=False):
+                axes.barh(place, part, 0.72, end, color=self.colours[run["server"]], alpha=opacity)
                 end += part
-            axes.annotate(number(end), (end, place), (4, 0), textcoords="offset points", va="center")
+            _beside(axes, number(end), (end, place), run["server"], INK["ink"][0])
         axes.set_yticks(range(len(runs)), [run["server"] for run in runs])
+        for text in axes.get_yticklabels():
+            text.set_fontweight(_weight(text.get_text()))
         axes.set_ylim(len(runs) - 0.5, -0.5)
         axes.set_xlim(0, 1.16 * max(sum(parts(run)) for run in runs) or 1)
         axes.xaxis.set_major_formatter(lambda value, _: _tick(value))
@@ -207,7 +211,12 @@ class Drawing:
 
     # ---- latency ----
 
-    def latency(self, rounds: list[Run], scenario: str, clients: int) -> Chart | None:
+    def latencies(self, rounds: list[Run], largest: dict[str, int]) -> Iterator[Chart | None]:
+        """A chart for each scenario; first those that say most, where the pace is given from outside."""
+        for scenario in sorted(largest, key=lambda name: name not in self.open_loops):
+            yield self._latency(rounds, scenario, largest[scenario])
+
+    def _latency(self, rounds: list[Run], scenario: str, clients: int) -> Chart | None:
         """The percentile curve of each server: all rounds together."""
         runs = [run for run in rounds if (run["scenario"], run["clients"]) == (scenario, clients)]
         curves = {
@@ -217,51 +226,76 @@ class Drawing:
         }
         if not curves:
             return None
-        name = f"latency-{re.sub(r'[^a-z0-9-]+', '-', scenario.lower())}"
-        known = {run["server"]: run["latency_us"] for run in merged(runs) if run["latency_us"]}
-        rows = [[server, *(number(known[server][key] / 1e3) for key in PERCENTILES)] for server in curves]
+        name = self._name("latency", scenario)
+        rows = [
+            [server, *(number(_within(curve, share)) for share in PERCENTILES.values())]
+            for server, curve in curves.items()
+        ]
+        about = (
+            "From publishing in Redis to the client; this share of the messages took at most so long, in all rounds."
+        )
+        if scenario not in self.open_loops:
+            about += " As fast as it goes: each waits for those before it."
         return Chart(
             name,
-            f"Latency: {scenario}, {clients:,} clients",
-            "From publishing in Redis to the client: so many messages in a hundred came within the time on the left.",
+            f"Latency ({scenario}, {clients:,} clients), lower is better",
+            about,
             self._curves(name, curves),
-            ["ms", *PERCENTILES.values()],
+            ["ms", *PERCENTILES],
             rows,
         )
 
     def _curves(self, name: str, curves: dict[str, dict[float, int]]) -> str:
-        with _Canvas(name, 3.0) as canvas:
+        lines = {server: _percentile_curve(histogram) for server, histogram in curves.items()}
+        far = max(max(nines) for nines, _ in lines.values())
+        with _Canvas(name, 2.9) as canvas:
             axes = canvas.figure.subplots()
-            far = 0.0
-            for server, histogram in curves.items():
-                nines, milliseconds = _percentile_curve(histogram)
-                far = max(far, nines[-1])
-                axes.plot(nines, milliseconds, color=self.colours[server], label=server)
             shares = [share for share in (50, 90, 99, 99.9, 99.99, 99.999) if _nines(share / 100) <= far + 0.01]
             axes.set_xticks([_nines(share / 100) for share in shares], [f"{share:g}%" for share in shares])
             axes.set_xlim(0, max(far, 1))
-            _log_axis(axes)
+            # The few that were quickest would take half of the axis from what matters.
+            low, high = (f(_within(curve, at) for curve in curves.values()) for f, at in ((min, 0.1), (max, 1.0)))
+            _log_axis(axes, 0.8 * low, 1.25 * high)
+            self._lines(axes, lines)
             axes.set_xlabel("of all messages")
             axes.set_ylabel("ms")
-            axes.grid()
-            _legend(canvas.figure, len(curves))
         return canvas.svg
+
+    def _lines(self, axes: "Axes", lines: dict[str, tuple[list[float], list[float]]], **style: Any) -> None:
+        """A line for each server in its colour, its name at its right end, moved up or down where two would collide."""
+        for server, (along, up) in lines.items():
+            strength = STRONG if server == JUDGED else CALM
+            axes.plot(along, up, color=self.colours[server], **strength, **style)
+        axes.grid()
+        to_share = axes.transData + axes.transAxes.inverted()
+        ends = {server: to_share.transform((along[-1], up[-1]))[1] for server, (along, up) in lines.items()}
+        for server, height in _apart(ends, LABEL_GAP).items():
+            _beside(axes, server, (1, height), server, self.colours[server], xycoords="axes fraction")
+
+    def _name(self, kind: str, scenario: str) -> str:
+        """Fit for a file name and an id, and no other picture's."""
+        plain = f"{kind}-{re.sub(r'[^a-z0-9-]+', '-', scenario.lower())}"
+        names = (plain, *(f"{plain}-{number}" for number in range(2, len(self.names) + 3)))
+        name = next(name for name in names if name not in self.names)
+        self.names.add(name)
+        return name
 
     # ---- growth ----
 
     def by_clients(self, runs: list[Run]) -> Iterator[Chart]:
         """Throughput and CPU over the number of clients, for scenarios that ran with several."""
         kinds = (
-            ("frames_per_s", "Frames a second", "frames/s", "How much is delivered, the more clients there are."),
-            ("cpu_us_per_frame", "CPU for each frame", "µs per frame", "A level line: growth costs nothing extra."),
+            ("frames_per_s", "Frames per second", "higher", "frames/s", "Delivered to all clients together."),
+            ("cpu_us_per_frame", "CPU per frame", "lower", "µs per frame", "Level: growth costs nothing."),
         )
         for scenario in dict.fromkeys(run["scenario"] for run in runs):
             own = [run for run in runs if run["scenario"] == scenario]
-            for key, title, unit, about in kinds:
+            for key, what, better, unit, about in kinds:
                 known = [run for run in own if run[key] is not None]
                 if len({run["clients"] for run in known}) > 1:
-                    name = f"{key.partition('_')[0]}-by-clients-{re.sub(r'[^a-z0-9-]+', '-', scenario.lower())}"
-                    yield self._growth(name, f"{title} by clients: {scenario}", about, known, key, unit)
+                    name = self._name(f"{key.partition('_')[0]}-by-clients", scenario)
+                    title = f"{what} by clients ({scenario}), {better} is better"
+                    yield self._growth(name, title, about, known, key, unit)
 
     def _growth(self, name: str, title: str, about: str, runs: list[Run], key: str, unit: str) -> Chart:
         counts = sorted({run["clients"] for run in runs})
@@ -269,20 +303,16 @@ class Drawing:
             server: {run["clients"]: run[key] for run in runs if run["server"] == server} for server in self.servers
         }
         lines = {server: line for server, line in lines.items() if line}
-        with _Canvas(name, 2.9) as canvas:
+        curves = {server: (sorted(line), [line[n] for n in sorted(line)]) for server, line in lines.items()}
+        with _Canvas(name, 2.7) as canvas:
             axes = canvas.figure.subplots()
-            for server, line in lines.items():
-                clients = sorted(line)
-                colour = self.colours[server]
-                axes.plot(clients, [line[n] for n in clients], color=colour, label=server, marker="o", markersize=4)
-            axes.set_xlim(0, counts[-1] * 1.04)
+            axes.set_xlim(0, counts[-1] * 1.02)
             axes.set_ylim(0, 1.1 * max(value for line in lines.values() for value in line.values()) or 1)
+            self._lines(axes, curves, marker="o", markersize=4)
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_formatter(lambda value, _: _tick(value))
             axes.set_xlabel("clients")
             axes.set_ylabel(unit)
-            axes.grid()
-            _legend(canvas.figure, len(lines))
         rows = [[f"{n:,}", *(number(line.get(n)) for line in lines.values())] for n in counts]
         return Chart(name, title, about, canvas.svg, ["clients", *lines], rows)
 
@@ -342,7 +372,6 @@ def _style() -> dict[Any, Any]:  # of names that matplotlib types as literals
         **{f"axes.spines.{side}": False for side in ("top", "right", "left")},
         "grid.color": grid,
         "grid.linewidth": 0.7,
-        "lines.linewidth": 1.8,
         **{f"{axis}tick.{key}": value for axis in "xy" for key, value in (("color", grid), ("labelcolor", muted))},
         **{f"{axis}tick.{part}.size": 0 for axis in "xy" for part in ("major", "minor")},
         "legend.frameon": False,
@@ -361,19 +390,15 @@ def _key_of_parts(figure: "Figure") -> None:
     from matplotlib.patches import Patch
 
     muted = INK["muted"][0]
-    parts = [Patch(color=muted, label="user space"), Patch(color=muted, alpha=0.42, label="kernel")]
+    parts = [Patch(color=muted, label="user space"), Patch(color=muted, alpha=PART[False][1], label="kernel")]
     figure.legend(handles=parts, loc="outside upper left", ncols=2, handlelength=1.0, handleheight=0.8)
 
 
-def _legend(figure: "Figure", lines: int) -> None:
-    if lines > 1:
-        figure.legend(loc="outside upper left", ncols=lines if lines < 5 else 3, handlelength=1.4)
-
-
-def _log_axis(axes: "Axes") -> None:
+def _log_axis(axes: "Axes", low: float, high: float) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_yscale("log")
+    axes.set_ylim(low, high)
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -383,6 +408,49 @@ def _of_most(runs: list[Run]) -> list[Run]:
     """Those of the scenario with most clients, and among equals of one that lets them rest."""
     most = max(runs, key=lambda run: (run["clients"], run["idle_cpu_percent"] is not None), default=None)
     return [run for run in runs if most and run["scenario"] == most["scenario"]]
+
+
+def _parts(run: Run) -> tuple[float, ...]:
+    """CPU in user space and in the kernel; or in both where they were not told apart."""
+    if run["user_us_per_frame"] is None:
+        return (run["cpu_us_per_frame"],)
+    # Two accounts of the kernel, one of them in ticks of 10 ms: their difference can be a little below zero.
+    user = min(run["user_us_per_frame"], run["cpu_us_per_frame"])
+    return user, run["cpu_us_per_frame"] - user
+
+
+def _with_part(run: Run) -> str:
+    user, *kernel = _parts(run)
+    return f"{number(run['cpu_us_per_frame'])} ({number(user)})" if kernel else number(user)
+
+
+def _beside(axes: "Axes", text: str, at: tuple[float, float], server: str, colour: str, xycoords: str = "data") -> None:
+    """Text to the right of a point."""
+    to_the_right: Any = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
+    axes.annotate(text, at, xycoords=xycoords, **to_the_right, color=colour, weight=_weight(server))
+
+
+def _weight(server: str) -> str:
+    return "bold" if server == JUDGED else "normal"
+
+
+def _apart(heights: dict[str, float], gap: float) -> dict[str, float]:
+    """Heights moved as little as it takes, from the lowest upwards, to be `gap` apart; then all back below 1."""
+    moved: dict[str, float] = {}
+    floor = -math.inf
+    for name in sorted(heights, key=lambda name: heights[name]):
+        floor = moved[name] = max(heights[name], floor + gap)
+    ceiling = math.inf
+    for name in reversed(moved):
+        ceiling = moved[name] = min(moved[name], max(1.0, heights[name]), ceiling - gap)
+    return moved
+
+
+def _within(histogram: dict[float, int], share: float) -> float:
+    """The milliseconds within which that share of all messages came."""
+    wanted = share * sum(histogram.values())
+    up_to = zip(histogram, accumulate(histogram.values()), strict=True)
+    return next(upper for upper, seen in up_to if seen >= wanted) / 1e3
 
 
 def _key(run: Run) -> tuple[str, str]:
@@ -404,7 +472,7 @@ def _tick(value: float) -> str:
 def _added(histograms: list[list[list[float]]]) -> dict[float, int]:
     """Histograms of (upper bound, count) into one, ascending."""
     together: dict[float, int] = {}
-    for upper, count in (bucket for histogram in histograms for bucket in histogram):
+    for upper, count in (bucket for histogram in histograms for bucket in histogram if bucket[1]):
         together[upper] = together.get(upper, 0) + int(count)
     return dict(sorted(together.items()))
 

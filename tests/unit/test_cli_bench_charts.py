@@ -20,7 +20,7 @@ def chart(session, name):
 def test_a_session_with_a_peer_has_each_kind():
     session = a_session([a_run(server=server, clients=n) for n in (500, 2000) for server in ("relay", "bun")])
     assert names(session) == [
-        *("cpu", "throughput", "latency-hot", "frames-by-clients-hot", "cpu-by-clients-hot", "memory", "handshake"),
+        *("cpu", "throughput", "frames-by-clients-hot", "cpu-by-clients-hot", "latency-hot", "memory", "handshake"),
     ]
 
 
@@ -54,6 +54,33 @@ def test_user_space_is_never_more_than_all():
     assert chart(session, "cpu").rows == [["hot", "0.200 (0.200)"]]
 
 
+def test_user_space_that_was_not_measured_is_not_zero():
+    session = a_session([a_run(cpu_us_per_frame=0.2, user_us_per_frame=None)])
+    assert chart(session, "cpu").rows == [["hot", "0.200"]]
+
+
+def test_a_line_has_its_server_beside_it_and_no_legend():
+    session = a_session([a_run(server=server, clients=n) for n in (500, 2000) for server in ("relay", "bun")])
+    for name in ("cpu-by-clients-hot", "latency-hot"):
+        svg = chart(session, name).svg
+        assert len(re.findall(r">\s*(relay|bun)\s*<", svg)) == 2
+        assert "legend" not in svg
+
+
+def test_names_beside_lines_do_not_stand_on_each_other():
+    together = {"a": 0.5, "b": 0.5, "c": 0.51, "d": 0.9}
+    moved = bench_charts._apart(together, 0.1)
+    assert moved == pytest.approx({"a": 0.5, "b": 0.6, "c": 0.7, "d": 0.9})
+    crowded = bench_charts._apart(dict.fromkeys("abc", 1.0), 0.1)
+    assert sorted(crowded.values()) == pytest.approx([0.8, 0.9, 1.0])
+
+
+def test_the_scenario_with_a_pace_of_its_own_has_the_first_curve():
+    session = a_session([a_run(), a_run(scenario="paced")])
+    session["scenarios"]["paced"] = session["scenarios"]["hot"] | {"rate": 500}
+    assert [name for name in names(session) if name.startswith("latency")] == ["latency-paced", "latency-hot"]
+
+
 def test_growth_has_a_row_for_each_number_of_clients():
     session = a_session([a_run(clients=500, frames_per_s=4e5), a_run(clients=2000, frames_per_s=1.5e6)])
     drawn = chart(session, "frames-by-clients-hot")
@@ -74,6 +101,14 @@ def test_the_percentile_curve_adds_up_rounds():
     nines, milliseconds = bench_charts._percentile_curve(histogram)
     assert milliseconds == [0.1, 0.1, 1.0]
     assert nines == pytest.approx([0, 1, 2])  # 90 of 100 within 0.1 ms; one of 100 is as far as it goes
+
+
+def test_the_table_of_latencies_has_what_the_curve_has():
+    """Not the medians of the rounds: a round that was late is in the picture."""
+    rounds = [a_run(round=i, latency_histogram=[[100 * (1 + 9 * (i == 2)), 40]]) for i in range(3)]
+    drawn = chart(a_session(rounds), "latency-hot")
+    assert drawn.head == ["ms", "p50", "p90", "p99", "p99.9", "max"]
+    assert drawn.rows == [["relay", "0.100", "1.00", "1.00", "1.00", "1.00"]]
 
 
 def test_pictures_are_svg_of_their_own_in_both_themes():
