@@ -14,12 +14,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from client.connection import configure
     from client.keys import TaskEnum
-    from client.messenger import StatusMessenger, StatusMessengerHandler
+    from client.messenger import QueuedMessenger, StatusMessenger, StatusMessengerHandler
     from client.prep import RedisPrep
 
-__all__ = ["RedisPrep", "StatusMessenger", "StatusMessengerHandler", "TaskEnum", "configure"]
+__all__ = ["QueuedMessenger", "RedisPrep", "StatusMessenger", "StatusMessengerHandler", "TaskEnum", "configure"]
 
 _HOMES = {
+    "QueuedMessenger": "client.messenger",
     "RedisPrep": "client.prep",
     "StatusMessenger": "client.messenger",
     "StatusMessengerHandler": "client.messenger",

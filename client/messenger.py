@@ -8,14 +8,22 @@ import threading
 
 from client import keys
 from client.connection import address
+from client.outbox import EXIT_BUDGET, Outbox
 from client.sender import Counts, Refused, Sender, Trouble
+
+# Waiting messages, where nothing else is said; at 100 bytes each they are 1 MB.
+QUEUE_SIZE = 10_000
+
+# Redis' own bound of a string (proto-max-bulk-len); it closes the connection on a larger one.
+MESSAGE_MAX = 512 << 20
 
 
 class _Process:
-    """This process's sender; a child of a fork has its own, with new locks."""
+    """This process's sender and queue; a child of a fork has its own, with new locks."""
 
     lock = threading.Lock()
     sender: Sender | None = None
+    queued: "QueuedMessenger | None" = None
 
     @classmethod
     def start_afresh(cls) -> None:
@@ -23,6 +31,7 @@ class _Process:
         if cls.sender is not None:
             cls.sender.abandon()
         cls.sender = None
+        cls.queued = None
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
@@ -31,6 +40,27 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
 
 class StatusMessenger:
     """Publishes messages to the run's pages, on a connection made at the first use and shared by all threads."""
+
+    @classmethod
+    def configure(cls, *, queue: bool | int) -> None:
+        """Choose between direct and queued publishing for this process.
+
+        Queued, `publish` only appends, for about a microsecond, and returns None; a daemon thread sends up to 256
+        messages or what comes in 5 ms in one write. While Redis is away messages wait. At the end of the process they
+        have 2 s, but not where it leaves through `os._exit`, as RQ's work-horses do: see `client.rq`.
+
+        A child of a fork starts in direct mode whatever its parent had; call this there, too.
+
+        Args:
+            queue: True for 10 000 waiting messages, or their number, the oldest being dropped beyond; False for direct.
+
+        Raises:
+            ValueError: the number is not positive, or the configuration names no usable Redis.
+        """
+        fresh = None if queue is False else QueuedMessenger(QUEUE_SIZE if queue is True else queue)
+        if _Process.queued is not None:
+            _Process.queued.retire()
+        _Process.queued = fresh
 
     @classmethod
     def publish(cls, channel: str, message: str | bytes | float, *, strict: bool = False) -> int | None:
@@ -43,25 +73,23 @@ class StatusMessenger:
             channel: `<run id>:<name>`; its grammar is not checked.
             message: text (sent as UTF-8), bytes, or a number (sent as `str()` writes it); a bool is no number here, as
                 in redis-py.
-            strict: raise instead of dropping.
+            strict: raise instead of dropping; in queued mode the message goes directly, behind those that wait.
 
         Returns:
-            The number of receivers; None where the message was dropped or is in doubt.
+            The number of receivers; None where the message was dropped, is in doubt, or was queued.
 
         Raises:
             TypeError: the channel is no str, or the message no text, bytes or number.
-            ValueError: the channel is empty or no UTF-8, or the configuration names no usable Redis.
+            ValueError: the channel is empty or no UTF-8, the message is over 512 MiB, or the configuration names no
+                usable Redis.
             redis.exceptions.ConnectionError: with `strict`, the message was dropped or is in doubt.
             redis.exceptions.ResponseError: with `strict`, Redis refused the message.
         """
+        queued = _Process.queued
+        if queued is not None:
+            return queued.publish(channel, message, strict=strict)
         _check_channel(channel)
-        payload = _payload(message)
-        try:
-            return _sender().publish(channel, payload)
-        except Trouble as trouble:
-            if strict:
-                raise _as_redis_error(trouble, channel) from None
-            return None
+        return _publish(channel, _payload(message), strict)
 
     @classmethod
     def publish_command(cls, runid: str, message: str | bytes | float, *, strict: bool = False) -> int | None:
@@ -70,9 +98,92 @@ class StatusMessenger:
         return cls.publish(keys.channel(runid, keys.COMMAND), message, strict=strict)
 
     @classmethod
+    def flush(cls, timeout: float | None = None) -> bool:
+        """Wait until nothing that was published before waits any more; at once true in direct mode.
+
+        Args:
+            timeout: seconds; None waits for as long as Redis is away.
+
+        Returns:
+            False where messages still wait after `timeout`.
+        """
+        queued = _Process.queued
+        return queued is None or queued.flush(timeout)
+
+    @classmethod
     def counts(cls) -> Counts:
-        """How many messages of this process were published, dropped, and are in doubt."""
-        return _sender().counts()
+        """What became of the messages of this process."""
+        queued = _Process.queued
+        return _sender().counts() if queued is None else queued.counts()
+
+
+class QueuedMessenger:
+    """A queue of its own in front of the process's connection; what StatusMessenger uses after `configure(queue=...)`.
+
+    Of use where one part of a program is to be queued and the rest is not. In a child of a fork it publishes directly.
+
+    Args:
+        size: messages that may wait; beyond, and beyond 64 MiB, the oldest are dropped, counted and told.
+
+    Raises:
+        ValueError: `size` is not positive, or the configuration names no usable Redis.
+        RuntimeError: the process has no thread to give.
+    """
+
+    def __init__(self, size: int = QUEUE_SIZE) -> None:
+        address()  # what is wrong with the configuration is said here, and not by a thread
+        self._outbox = Outbox(size, _sender)
+        self._closed = False
+
+    def publish(self, channel: str, message: str | bytes | float, *, strict: bool = False) -> int | None:
+        """Append a message; otherwise, and for what is raised, as `StatusMessenger.publish`.
+
+        Raises:
+            RuntimeError: the queue was closed by `close()`.
+        """
+        _check_channel(channel)
+        payload = _payload(message)
+        if not strict and self._outbox.append(channel, payload):
+            return None
+        if self._closed:
+            raise RuntimeError("this QueuedMessenger is closed; publish before close(), or make another one")
+        return _publish(channel, payload, strict, self._outbox)
+
+    def publish_command(self, runid: str, message: str | bytes | float, *, strict: bool = False) -> int | None:
+        """Publish on the run's command channel, `<runid>:command`; otherwise as `publish`."""
+        _check_channel(runid)
+        return self.publish(keys.channel(runid, keys.COMMAND), message, strict=strict)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until nothing that was published before waits any more; false where `timeout` seconds were too few."""
+        return self._outbox.flush(timeout)
+
+    def close(self, timeout: float | None = EXIT_BUDGET) -> bool:
+        """Flush and end the thread; what Redis has not taken by then is dropped and counted. May be called again.
+
+        Args:
+            timeout: seconds; None waits for as long as Redis is away.
+
+        Returns:
+            Whether all was sent in time.
+        """
+        self._closed = True
+        return self._outbox.close(timeout)
+
+    def retire(self, timeout: float | None = EXIT_BUDGET) -> bool:
+        """As `close`, but who publishes here from now on, a thread that has not heard of it, publishes directly."""
+        return self._outbox.close(timeout)
+
+    def counts(self) -> Counts:
+        """What became of the messages of this process, with what this queue dropped and what waits in it."""
+        counts, outbox = _sender().counts(), self._outbox
+        return counts._replace(dropped=counts.dropped + outbox.dropped, waiting=outbox.waiting)
+
+    def __enter__(self) -> "QueuedMessenger":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 class StatusMessengerHandler(logging.Handler):
@@ -109,6 +220,16 @@ class StatusMessengerHandler(logging.Handler):
                 self.handleError(record)
 
 
+def _publish(channel: str, payload: bytes, strict: bool, ahead: Outbox | None = None) -> int | None:
+    """Publish directly, behind what waits in a queue."""
+    try:
+        return _sender().publish(channel, payload, ahead.flush if ahead else None)
+    except Trouble as trouble:
+        if strict:
+            raise _as_redis_error(trouble, channel) from None
+        return None
+
+
 def _sender() -> Sender:
     wanted = address()
     with _Process.lock:
@@ -132,12 +253,18 @@ def _check_channel(channel: object) -> None:
 def _payload(message: object) -> bytes:
     if isinstance(message, str):
         # Log lines quote file names, and one that is no UTF-8 is a lone surrogate in a str.
-        return message.encode(errors="backslashreplace")
-    if isinstance(message, bytes | bytearray | memoryview):
-        return bytes(message)
-    if isinstance(message, numbers.Number) and not isinstance(message, bool):
-        return str(message).encode()
-    raise TypeError(f"a message is a str, bytes or a number, not {type(message).__name__}")
+        payload = message.encode(errors="backslashreplace")
+    elif isinstance(message, bytes | bytearray | memoryview):
+        payload = bytes(message)
+    elif isinstance(message, numbers.Number) and not isinstance(message, bool):
+        payload = str(message).encode()
+    else:
+        raise TypeError(f"a message is a str, bytes or a number, not {type(message).__name__}")
+    if len(payload) > MESSAGE_MAX:
+        raise ValueError(
+            f"a message of {len(payload)} bytes is more than Redis takes, {MESSAGE_MAX}; publish a part of it"
+        )
+    return payload
 
 
 def _as_redis_error(trouble: Trouble, channel: str) -> Exception:

@@ -18,7 +18,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 from client import keys
@@ -42,21 +42,36 @@ REFUSED_RETRY_MAX = 30.0
 # Channels whose drops are told apart; a process that publishes on more gets the rest in the total only.
 CHANNELS_MAX = 1024
 
-NOTICE = "StatusMessenger: {} messages dropped while Redis was away"
+AWAY = "StatusMessenger: {} messages dropped while Redis was away"
+OVERRUN = "StatusMessenger: {} messages dropped, for more came than Redis took"
+
+# What a batch has from the first byte to the last reply. Nobody waits for it, and Redis that is slow (a script, a
+# fork on a full machine) should not put messages in doubt.
+BATCH_BUDGET = 5.0
 
 _NEWS = {
     "away": "Redis at %s is away, dropping status messages until it is back: %s",
+    "queued": "Redis at %s is away, status messages wait until it is back: %s",
+    "overrun": "Redis at %s takes status messages more slowly than they come, the oldest are dropped: %s",
     "slow": "Redis at %s is slow, status messages may be lost: %s",
     "refused": "Redis at %s refuses a status message: %s",
 }
 
 
 class Counts(NamedTuple):
-    """What became of this process's messages since its start, its fork or its last change of Redis."""
+    """What became of this process's messages since its start, its fork or its last change of Redis.
+
+    Attributes:
+        published: Redis said so.
+        dropped: they did not reach Redis, or it refused them.
+        in_doubt: written, the reply not seen in time; never sent again.
+        waiting: in the queue, or on their way from it.
+    """
 
     published: int
     dropped: int
     in_doubt: int
+    waiting: int = 0
 
 
 class Trouble(Exception):  # noqa: N818 - what became of a message, not a fault of the caller
@@ -98,7 +113,8 @@ class Sender:
         self._helper: threading.Thread | None = None
         self._waitable_until = 0.0
         self._failure: str | None = None  # why the first attempt of this outage failed
-        self._lost: dict[str, int] = {}  # dropped messages by channel, until their channel is told
+        # Dropped messages by notice and channel, until their channel is told.
+        self._lost: dict[tuple[str, str], int] = {}
         self._told: set[str] = set()  # what the log said since the connection was made
         self._closed = False
         self._published = self._dropped = self._in_doubt = 0
@@ -125,21 +141,93 @@ class Sender:
         if self._wire is not None:
             self._wire.close()
 
-    def publish(self, channel: str, message: bytes) -> int:
+    def publish(self, channel: str, message: bytes, flush: Callable[[float], bool] | None = None) -> int:
         """Publish within BUDGET seconds and return the number of receivers.
+
+        Args:
+            channel: the channel's name.
+            message: the payload.
+            flush: waits for what is to be sent before, for so many seconds, and says whether it was.
 
         Raises:
             Trouble: what became of the message instead, counted and, once per connection and kind, logged.
         """
         deadline = time.monotonic() + BUDGET
         try:
+            if flush is not None and not flush(BUDGET / 2):
+                raise Dropped("messages wait that are to be sent before it")
             receivers = self._in_turn(channel.encode(), message, deadline)
         except Trouble as trouble:
             self._count(channel, trouble)
             raise
+        except BaseException:
+            # A signal handler's exception, as RQ ends a job that takes too long: nobody knows how far the message came.
+            with self._state:
+                self._in_doubt += 1
+            raise
         with self._state:
             self._published += 1
         return receivers
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection, for all that is known."""
+        return self._wire is not None
+
+    def connect(self) -> None:
+        """Wait for a connection as long as it takes, and make it here unless a helper is at it; for a queue's thread.
+
+        Here, because threads cannot be started any more once the interpreter is ending, when queues are flushed.
+        """
+        with self._state:
+            self._state.wait_for(lambda: self._wire is not None or self._closed or self._helper is None)
+            if self._wire is not None or self._closed:
+                return
+            self._begin_attempts(threading.current_thread())
+        self._connect("queued")
+
+    def publish_batch(self, batch: Sequence[tuple[str, bytes]]) -> int:
+        """Publish (channel, message) pairs in one write, within BATCH_BUDGET.
+
+        Returns:
+            How many, from the first, are published, refused or in doubt, and counted as such. The rest was not written
+            and may be given again.
+        """
+        deadline = time.monotonic() + BATCH_BUDGET
+        if not self._turns.take(BATCH_BUDGET):
+            return 0
+        try:
+            wire = self._wire
+            return 0 if wire is None else self._exchange_many(wire, batch, deadline)
+        finally:
+            self._turns.give()
+
+    def _exchange_many(self, wire: Wire, batch: Sequence[tuple[str, bytes]], deadline: float) -> int:
+        try:
+            self._report(wire, deadline)
+        except Unsent:
+            self._lose(wire)
+            return 0
+        answers, written, trouble = wire.publish_many(
+            [(channel.encode(), message) for channel, message in batch], deadline
+        )
+        refusals = [answer[1:].decode(errors="replace") for answer in answers if answer.startswith(b"-")]
+        with self._state:
+            self._published += len(answers) - len(refusals)
+            self._dropped += len(refusals)
+            self._in_doubt += written - len(answers)
+        if refusals:
+            self.warn("refused", refusals[0])
+        if trouble:
+            self._lose(wire)
+            if written > len(answers):
+                self.warn("away", f"{written - len(answers)} are in doubt: {trouble}")
+        return written
+
+    def owe(self, lost: Mapping[str, int], notice: str) -> None:
+        """Have each channel of `lost` told, ahead of the next message, how many of its messages were dropped."""
+        with self._state:
+            self._remember({(notice, channel): number for channel, number in lost.items()})
 
     def _in_turn(self, channel: bytes, message: bytes, deadline: float) -> int:
         if not self._turns.take(deadline - time.monotonic()):
@@ -184,13 +272,17 @@ class Sender:
             return self._wire
 
     def _start_helper(self) -> None:
-        self._failure = None
-        self._waitable_until = time.monotonic() + FIRST_ATTEMPT
         helper = threading.Thread(target=self._connect, name="client-connect", daemon=True)
+        self._begin_attempts(helper)
         try:
             helper.start()
         except RuntimeError as error:  # the interpreter is ending, or the process has no thread to give
+            self._helper = None
             raise Dropped(str(error)) from None
+
+    def _begin_attempts(self, helper: threading.Thread) -> None:
+        self._failure = None
+        self._waitable_until = time.monotonic() + FIRST_ATTEMPT
         self._helper = helper
 
     def _lose(self, wire: Wire) -> None:
@@ -205,33 +297,38 @@ class Sender:
             else:
                 self._dropped += 1
             if isinstance(trouble, Dropped):
-                self._remember({channel: 1})
+                self._remember({(AWAY, channel): 1})
             kind = "refused" if isinstance(trouble, Refused) else "slow" if self._wire else "away"
+        self.warn(kind, trouble)
+
+    def warn(self, kind: str, cause: object) -> None:
+        """Log one of `_NEWS`, once per connection and kind."""
+        with self._state:
             is_news = kind not in self._told
             self._told.add(kind)
         if is_news:
-            log.warning(_NEWS[kind], self.address, trouble)
+            log.warning(_NEWS[kind], self.address, cause)
 
-    def _remember(self, lost: dict[str, int]) -> None:
-        for channel, number in lost.items():
-            if channel in self._lost or len(self._lost) < CHANNELS_MAX:
-                self._lost[channel] = self._lost.get(channel, 0) + number
+    def _remember(self, lost: Mapping[tuple[str, str], int]) -> None:
+        for key, number in lost.items():
+            if key in self._lost or len(self._lost) < CHANNELS_MAX:
+                self._lost[key] = self._lost.get(key, 0) + number
 
     def _report(self, wire: Wire, deadline: float) -> None:
         with self._state:
             lost, self._lost = self._lost, {}
         try:
             while lost:
-                channel = next(iter(lost))
-                wire.tell(channel.encode(), NOTICE.format(lost[channel]).encode(), deadline)
-                del lost[channel]
+                notice, channel = key = next(iter(lost))
+                wire.tell(channel.encode(), notice.format(lost[key]).encode(), deadline)
+                del lost[key]
         finally:
             with self._state:
                 self._remember(lost)
 
-    # What follows runs in the helper thread.
+    # What follows runs in the helper thread, or in that of a queue.
 
-    def _connect(self) -> None:
+    def _connect(self, news: str | None = None) -> None:
         for pause in _pauses():
             longest = RETRY_MAX
             try:
@@ -239,10 +336,13 @@ class Sender:
                 return
             except OSError as error:
                 failure = reason(error)
-            except Unsent as error:
-                failure = str(error)
             except ReplyError as error:
                 failure, longest = str(error), REFUSED_RETRY_MAX
+            except Exception as error:
+                # Unsent; and whatever else: nobody would ever connect again if this thread ended.
+                failure = str(error) or type(error).__name__
+            if news:
+                self.warn(news, failure)
             with self._state:
                 self._failure = failure
                 self._state.notify_all()
@@ -267,7 +367,7 @@ class Sender:
                 wire.close()
                 return True
             self._wire, self._failure = wire, None
-            was_away, self._told = "away" in self._told, set()
+            was_away, self._told = not self._told.isdisjoint(("away", "queued")), set()
             self._state.notify_all()
         if was_away:
             log.warning("Redis at %s is back; since the start %s", self.address, self.counts())

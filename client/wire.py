@@ -8,7 +8,8 @@ SELECT in one write, and a request is one write and one short reply line under R
 import socket
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from client.connection import Address
 
@@ -41,6 +42,20 @@ class Unanswered(Exception):  # noqa: N818 - as above
     def __init__(self, reason: str, *, lost: bool) -> None:
         super().__init__(reason)
         self.lost = lost
+
+
+class Outcome(NamedTuple):
+    """What became of many messages written at once, counted from the first.
+
+    Attributes:
+        answers: Redis's reply lines, one for each message that it answered.
+        written: messages that left this process wholly; of them, Redis may have run any without an answer.
+        trouble: why the connection is of no more use; empty where all were answered.
+    """
+
+    answers: list[bytes]
+    written: int
+    trouble: str
 
 
 class Wire:
@@ -87,6 +102,36 @@ class Wire:
         self._settle()
         self._write(pack(b"PUBLISH", channel, message), deadline)
 
+    def publish_many(self, messages: Sequence[tuple[bytes, bytes]], deadline: float) -> Outcome:
+        """PUBLISH each (channel, message) in one write, and take the replies.
+
+        Args:
+            messages: not more than a socket takes while Redis reads none, or the replies would never be read.
+            deadline: on time.monotonic.
+        """
+        try:
+            self._settle()
+        except Unsent as trouble:
+            return Outcome([], 0, str(trouble))
+        packets = [pack(b"PUBLISH", channel, message) for channel, message in messages]
+        sent, failure = self._push(b"".join(packets), deadline)
+        written = sum(end <= sent for end in accumulate(map(len, packets)))
+        if failure is not None:
+            return Outcome([], written, f"could not write to Redis: {reason(failure)}")
+        earlier = self._owed
+        self._owed += written
+        answers: list[bytes] = []
+        try:
+            for _ in range(earlier):
+                self._take(deadline)
+            for _ in messages:
+                answers.append(self._take(deadline))  # noqa: PERF401 - what came before an error counts
+        except OSError as error:
+            late = isinstance(error, TimeoutError)
+            trouble_is = "Redis did not answer in time" if late else f"the connection ended: {reason(error)}"
+            return Outcome(answers, written, trouble_is)
+        return Outcome(answers, written, "")
+
     def handshake(self, commands: list[bytes], deadline: float) -> list[bytes]:
         """Write all commands at once and return their reply lines, errors among them.
 
@@ -128,10 +173,21 @@ class Wire:
         self._owed += 1
 
     def _send(self, packet: bytes, deadline: float) -> None:
+        _, failure = self._push(packet, deadline)
+        if failure is not None:
+            raise failure
+
+    def _push(self, packet: bytes, deadline: float) -> tuple[int, OSError | None]:
+        """Write as much as goes; returns how many bytes that was, and what stopped it."""
         view = memoryview(packet)
-        while view:
-            self._sock.settimeout(_left(deadline))
-            view = view[self._sock.send(view) :]
+        sent = 0
+        try:
+            while sent < len(packet):
+                self._sock.settimeout(_left(deadline))
+                sent += self._sock.send(view[sent:])
+        except OSError as error:
+            return sent, error
+        return sent, None
 
     def _take(self, deadline: float) -> bytes:
         while b"\r\n" not in self._buffer:

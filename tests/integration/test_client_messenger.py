@@ -81,7 +81,7 @@ def test_publish_returns_the_number_of_receivers_and_uses_db_2(redis_url):
         assert StatusMessenger.publish("r1:wepp", "x") == 1
         assert following() == ("r1:wepp", b"x")
         assert [c["db"] for c in admin.client_list() if c["cmd"] == "publish"] == ["2"]
-    assert StatusMessenger.counts() == (2, 0, 0)
+    assert StatusMessenger.counts() == (2, 0, 0, 0)
 
 
 def test_publish_command(redis_url):
@@ -177,7 +177,7 @@ def test_once_the_first_attempt_is_over_no_publish_waits(hole):
         configure(url)
         StatusMessenger.publish("r1:wepp", "x")
         assert seconds_of(lambda: [StatusMessenger.publish("r1:wepp", "x") for _ in range(50)].pop()) < 10 * PROMISE
-        assert StatusMessenger.counts() == (0, 51, 0)
+        assert StatusMessenger.counts() == (0, 51, 0, 0)
 
 
 @pytest.mark.parametrize("hole", HOLES)
@@ -198,7 +198,7 @@ def slowest_of_16_threads():
         thread.start()
     for thread in threads:
         thread.join()
-    assert StatusMessenger.counts() == (0, 16, 0)
+    assert StatusMessenger.counts() == (0, 16, 0, 0)
     return max(times)
 
 
@@ -272,7 +272,7 @@ def test_a_restarted_redis_costs_no_message(redis_server):
     with subscribed(redis_server.url, "r1:wepp") as following:
         assert StatusMessenger.publish("r1:wepp", "y") == 1
         assert following() == ("r1:wepp", b"y")
-    assert StatusMessenger.counts() == (2, 0, 0)
+    assert StatusMessenger.counts() == (2, 0, 0, 0)
 
 
 def test_a_frozen_redis_gets_each_message_at_most_once(redis_server):
@@ -306,11 +306,11 @@ def test_what_was_written_but_not_confirmed_is_in_doubt_and_never_sent_again(red
         assert StatusMessenger.publish("r1:wepp", "b") is None
         with pytest.raises(redis.ConnectionError, match="is in doubt: Redis did not answer in time"):
             StatusMessenger.publish("r1:wepp", "c", strict=True)
-        assert StatusMessenger.counts() == (1, 0, 2)
+        assert StatusMessenger.counts() == (1, 0, 2, 0)
         redis_server.resume()
         until(lambda: StatusMessenger.publish("r1:wepp", "d") == 1)
         assert [following()[1] for _ in "abcd"] == [b"a", b"b", b"c", b"d"]
-    assert StatusMessenger.counts() == (2, 0, 2)
+    assert StatusMessenger.counts() == (2, 0, 2, 0)
 
 
 def test_a_job_timeout_in_the_middle_of_a_publish_harms_no_later_message(redis_server):
@@ -356,7 +356,7 @@ def test_redis_that_refuses_a_channel_refuses_it_alone(redis_server):
     with pytest.raises(redis.ResponseError, match="NOPERM"):
         StatusMessenger.publish("r2:wepp", "x", strict=True)
     assert StatusMessenger.publish("r1:wepp", "x") == 0  # SELECT is not allowed here, and not needed
-    assert StatusMessenger.counts() == (1, 2, 0)
+    assert StatusMessenger.counts() == (1, 2, 0, 0)
 
 
 SECRET = "p@ss:w/ö?#%rd"
@@ -423,7 +423,7 @@ from client import StatusMessenger
 assert StatusMessenger.publish("r1:wepp", "parent 1") == 1
 child = os.fork()
 if not child:
-    ok = StatusMessenger.publish("r1:wepp", "child") == 1 and StatusMessenger.counts() == (1, 0, 0)
+    ok = StatusMessenger.publish("r1:wepp", "child") == 1 and StatusMessenger.counts() == (1, 0, 0, 0)
     sys.stdin.read(1)
     os._exit(0 if ok else 1)
 print("forked", flush=True)

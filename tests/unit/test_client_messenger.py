@@ -18,7 +18,7 @@ class FakeSender:
         self.outcome = outcome
         self.published = []
 
-    def publish(self, channel, message):
+    def publish(self, channel, message, flush=None):
         if isinstance(self.outcome, Exception):
             raise self.outcome
         self.published.append((channel, message))
@@ -109,7 +109,7 @@ def test_trouble_is_raised_with_strict(sender, trouble, error, text):
 
 
 def test_counts(sender):
-    assert StatusMessenger.counts() == (1, 2, 3)
+    assert StatusMessenger.counts() == (1, 2, 3, 0)
 
 
 # --- the handler -------------------------------------------------------------------------------------------------

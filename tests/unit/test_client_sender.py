@@ -65,14 +65,14 @@ def test_a_message_that_found_the_connection_closed_goes_out_on_a_new_one(sender
     wires(old, new)
     assert [sender.publish("c", b"a"), sender.publish("c", b"b")] == [1, 1]
     assert (old.published, new.published, old.closed) == ([("c", "a")], [("c", "b")], True)
-    assert sender.counts() == (2, 0, 0)
+    assert sender.counts() == (2, 0, 0, 0)
 
 
 def test_a_message_twice_unsent_is_dropped(sender, wires):
     wires(FakeWire(Unsent("closed")), FakeWire(Unsent("closed again")))
     with pytest.raises(Dropped, match="closed again"):
         sender.publish("c", b"a")
-    assert sender.counts() == (0, 1, 0)
+    assert sender.counts() == (0, 1, 0, 0)
 
 
 @pytest.mark.parametrize("lost", [True, False])
@@ -84,7 +84,7 @@ def test_a_message_in_doubt_is_never_sent_again(sender, wires, lost):
     sender.publish("c", b"b")
     assert (first if not lost else second).published == [("c", "b")]
     assert first.closed is lost
-    assert sender.counts() == (1, 0, 1)
+    assert sender.counts() == (1, 0, 1, 0)
 
 
 def test_an_exception_in_the_middle_of_a_command_ends_its_connection(sender, wires):
@@ -107,7 +107,7 @@ def test_a_message_dropped_beside_a_living_connection_is_told_before_the_next(se
         sender.publish("c", b"b")
     sender._turns.give()
     sender.publish("d", b"c")
-    assert wire.published == [("c", "a"), ("c", module.NOTICE.format(1)), ("d", "c")]
+    assert wire.published == [("c", "a"), ("c", module.AWAY.format(1)), ("d", "c")]
 
 
 def test_a_refused_message_keeps_the_connection_and_gets_no_notice(sender, wires):
@@ -118,7 +118,7 @@ def test_a_refused_message_keeps_the_connection_and_gets_no_notice(sender, wires
     sender.publish("c", b"b")
     assert wire.published == [("c", "b")]
     assert not wire.closed
-    assert sender.counts() == (1, 1, 0)
+    assert sender.counts() == (1, 1, 0, 0)
 
 
 def test_after_a_failed_attempt_messages_are_dropped_until_the_helper_succeeds(sender, wires):
@@ -131,7 +131,7 @@ def test_after_a_failed_attempt_messages_are_dropped_until_the_helper_succeeds(s
     wires(wire)
     helper.join(10)
     assert sender.publish("c", b"b") == 1
-    assert wire.published == [("c", module.NOTICE.format(3)), ("c", "b")]
+    assert wire.published == [("c", module.AWAY.format(3)), ("c", "b")]
 
 
 def test_each_channel_is_told_its_own_drops(sender, wires):
@@ -142,7 +142,7 @@ def test_each_channel_is_told_its_own_drops(sender, wires):
     wire, helper = FakeWire(), sender._helper
     wires(wire)
     helper.join(10)
-    assert wire.published == [("a", module.NOTICE.format(2)), ("b", module.NOTICE.format(1))]
+    assert wire.published == [("a", module.AWAY.format(2)), ("b", module.AWAY.format(1))]
 
 
 def test_a_notice_that_was_not_sent_is_kept(sender, wires):
@@ -154,9 +154,9 @@ def test_a_notice_that_was_not_sent_is_kept(sender, wires):
     helper = sender._helper
     wires(closing, lasting)
     helper.join(10)
-    assert closing.published == [("a", module.NOTICE.format(1))]
+    assert closing.published == [("a", module.AWAY.format(1))]
     assert closing.closed
-    assert lasting.published == [("b", module.NOTICE.format(1)), ("c", module.NOTICE.format(1))]
+    assert lasting.published == [("b", module.AWAY.format(1)), ("c", module.AWAY.format(1))]
 
 
 def test_no_more_channels_are_remembered_than_the_bound(sender, wires, monkeypatch):
@@ -168,7 +168,7 @@ def test_no_more_channels_are_remembered_than_the_bound(sender, wires, monkeypat
     wire, helper = FakeWire(), sender._helper
     wires(wire)
     helper.join(10)
-    assert wire.published == [("a", module.NOTICE.format(2)), ("b", module.NOTICE.format(1))]
+    assert wire.published == [("a", module.AWAY.format(2)), ("b", module.AWAY.format(1))]
     assert sender.counts().dropped == 4
 
 

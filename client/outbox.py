@@ -1,0 +1,236 @@
+"""The queue between a run and Redis: `append` costs the run about a microsecond, a thread of its own does the rest.
+
+    publish ──▶ append ──▶ waiting (bounded, the oldest goes first) ──▶ the sender's thread ──▶ one write for many
+                                     ▲                                            │
+                                     └── what a dead connection left unwritten ◀──┘
+
+While Redis is away messages wait; only what the bounds push out is dropped, and each channel is told how many were
+where they are missing. What was written and not answered is in doubt and never sent again.
+"""
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+
+from client.sender import AWAY, CHANNELS_MAX, OVERRUN, Sender
+
+log = logging.getLogger(__name__)
+
+# One write takes so many messages, or as many as come within LINGER seconds: a run that says a thousand lines a second
+# is interrupted two hundred times for it and not a thousand.
+BATCH = 256
+LINGER = 0.005
+# Bytes of payload. One write; and all that wait, where a single larger message may wait alone.
+BATCH_BYTES = 1 << 20
+BYTES_MAX = 64 << 20
+
+# Seconds that the end of the process waits for all queues together.
+EXIT_BUDGET = 2.0
+
+_NEVER = 1 << 62
+
+
+class Outbox:
+    """Messages that wait for the thread that sends them.
+
+    The lock is reentrant: a signal handler, or a logging handler run by the garbage collector, may publish while the
+    same thread is in `append`.
+
+    Args:
+        size: messages that may wait.
+        sender: gives the process's sender at this moment; asked before each write.
+
+    Raises:
+        ValueError: `size` is no positive integer.
+        RuntimeError: the process has no thread to give.
+    """
+
+    def __init__(self, size: int, sender: Callable[[], Sender]) -> None:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"a queue's size is a number of messages such as 10000, not {size!r}")
+        self.size = size
+        self._sender = sender
+        self._start_afresh()
+        self._thread = threading.Thread(target=self._run, name="client-queue", daemon=True)
+        self._thread.start()
+        _all.add(self)
+        _close_before_exit()
+
+    def _start_afresh(self) -> None:
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._waiting: deque[tuple[str, bytes]] = deque()
+        self._sending: list[tuple[str, bytes]] = []
+        self._bytes = 0  # of payload in _waiting
+        self._appended = self._dropped = 0
+        self._lost: dict[str, int] = {}  # pushed out, by channel, until the sender is told
+        self._wake_at = _NEVER  # the length of _waiting that the thread sleeps for
+        self._hurried = 0  # callers of flush(): nothing lingers for them
+        self._accepting = self._open = True
+
+    def append(self, channel: str, payload: bytes) -> bool:
+        """Take a message for sending; false where this outbox is closed, or belongs to the parent of this process."""
+        with self._lock:
+            if not self._accepting:
+                return False
+            waiting = self._waiting
+            waiting.append((channel, payload))
+            self._appended += 1
+            self._bytes += len(payload)
+            if len(waiting) > self.size or self._bytes > BYTES_MAX:
+                self._trim()
+            if len(waiting) >= self._wake_at:
+                self._wake_at = _NEVER
+                self._changed.notify_all()
+        return True
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait or are on their way."""
+        with self._lock:
+            return len(self._waiting) + len(self._sending)
+
+    @property
+    def dropped(self) -> int:
+        """Messages that were pushed out, or left at the end."""
+        with self._lock:
+            return self._dropped
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all that was appended before has been sent, dropped or is in doubt; false where it took too long.
+
+        Args:
+            timeout: seconds; None waits for as long as it takes.
+        """
+        with self._lock:
+            until = self._appended
+            self._hurried += 1
+            self._changed.notify_all()
+            try:
+                return self._changed.wait_for(lambda: self._appended - self.waiting >= until, timeout)
+            finally:
+                self._hurried -= 1
+
+    def close(self, timeout: float | None) -> bool:
+        """Take no more, flush, end the thread, and count what is left as dropped. May be called again.
+
+        Returns:
+            Whether nothing was left.
+        """
+        with self._lock:
+            self._accepting = False
+            flushed = self.flush(timeout)
+            left = len(self._waiting)
+            self._open = False
+            self._dropped += left
+            self._waiting.clear()
+            self._bytes = 0
+            self._changed.notify_all()
+        if left:
+            log.warning("%d status messages were dropped: Redis did not take them before the end", left)
+        return flushed
+
+    def abandon(self) -> None:
+        """In a child of a fork: the messages, the thread and the locks are the parent's."""
+        self._start_afresh()
+        self._accepting = self._open = False
+
+    def _trim(self) -> None:
+        while len(self._waiting) > self.size or (self._bytes > BYTES_MAX and len(self._waiting) > 1):
+            channel, payload = self._waiting.popleft()
+            self._bytes -= len(payload)
+            self._dropped += 1
+            if channel in self._lost or len(self._lost) < CHANNELS_MAX:
+                self._lost[channel] = self._lost.get(channel, 0) + 1
+
+    # What follows runs in the thread.
+
+    def _run(self) -> None:
+        while self._wait_for(1, None):
+            sender = self._sender()
+            notice = OVERRUN if sender.is_connected else AWAY
+            # Before anything is taken from the queue: what an outage pushes out of it is the oldest, without exception.
+            sender.connect()
+            lost = self._take()
+            if not self._sending:  # closed meanwhile
+                return
+            if lost:
+                sender.owe(lost, notice)
+                if notice is OVERRUN:
+                    sender.warn("overrun", f"{sum(lost.values())} by now")
+            try:
+                settled = sender.publish_batch(self._sending)
+            except Exception:
+                # Nothing that this code knows of; but a thread that ended would let the queue run over in silence.
+                log.exception("%d status messages are in doubt", len(self._sending))
+                settled = len(self._sending)
+            self._give_back(settled)
+
+    def _wait_for(self, number: int, seconds: float | None) -> bool:
+        """Wait for so many messages, less if somebody flushes; returns whether this outbox is still open."""
+        with self._lock:
+            self._wake_at = number
+            self._changed.wait_for(
+                lambda: len(self._waiting) >= number or not self._open or bool(self._hurried and self._waiting), seconds
+            )
+            self._wake_at = _NEVER
+            return self._open
+
+    def _take(self) -> dict[str, int]:
+        """Take the next batch; returns how many messages were pushed out ahead of it, by channel."""
+        with self._lock:
+            self._wait_for(BATCH, LINGER)
+            size = 0
+            while self._waiting and len(self._sending) < BATCH and size < BATCH_BYTES:
+                message = self._waiting.popleft()
+                size += len(message[1])
+                self._sending.append(message)
+            self._bytes -= size
+            lost, self._lost = self._lost, {}
+            return lost
+
+    def _give_back(self, settled: int) -> None:
+        with self._lock:
+            left = self._sending[settled:]
+            self._sending = []
+            if self._open:
+                self._waiting.extendleft(reversed(left))
+                self._bytes += sum(len(payload) for _, payload in left)
+                self._trim()
+            else:
+                self._dropped += len(left)
+            self._changed.notify_all()
+
+
+_all: "weakref.WeakSet[Outbox]" = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    """At the end of the process: EXIT_BUDGET for all queues together."""
+    deadline = time.monotonic() + EXIT_BUDGET
+    for outbox in list(_all):
+        outbox.close(max(deadline - time.monotonic(), 0))
+
+
+def _abandon_all() -> None:
+    """In a child of a fork, which has none of its parent's threads: what it publishes goes directly."""
+    for outbox in list(_all):
+        outbox.abandon()
+
+
+def _close_before_exit() -> None:
+    """For children of multiprocessing, which leave through os._exit, without atexit but after their own finalizers."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.Finalize(None, _close_all, exitpriority=10)
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_abandon_all)

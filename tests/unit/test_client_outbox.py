@@ -1,0 +1,253 @@
+"""The queue in front of the sender: what is appended, taken, pushed out and given back, without any Redis."""
+
+import threading
+
+import pytest
+
+from client import outbox
+from client.outbox import Outbox
+from client.sender import AWAY, OVERRUN
+
+
+class FakeSender:
+    """Takes batches while `there` is set, `at_most` messages of each."""
+
+    def __init__(self):
+        self.there = threading.Event()
+        self.there.set()
+        self.at_most = outbox.BATCH
+        self.batches = []
+        self.owed = []
+        self.warned = []
+        self.error = None
+        self.asked = threading.Event()
+
+    @property
+    def is_connected(self):
+        return self.there.is_set()
+
+    def connect(self):
+        self.asked.set()
+        assert self.there.wait(10)
+
+    def publish_batch(self, batch):
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        taken = list(batch)[: self.at_most]
+        self.batches.append(taken)
+        return len(taken)
+
+    def owe(self, lost, notice):
+        self.owed.append((dict(lost), notice))
+
+    def warn(self, kind, cause):
+        self.warned.append(kind)
+
+    @property
+    def sent(self):
+        return [payload for batch in self.batches for _, payload in batch]
+
+
+@pytest.fixture
+def sender():
+    return FakeSender()
+
+
+@pytest.fixture
+def box(sender):
+    made = []
+
+    def make(size=10_000):
+        made.append(Outbox(size, lambda: sender))
+        return made[-1]
+
+    yield make
+    sender.there.set()
+    for one in made:
+        one.close(5.0)
+        one._thread.join(5.0)
+        assert not one._thread.is_alive()
+
+
+def numbers(*span):
+    return [b"%d" % number for number in range(*span)]
+
+
+def test_all_is_sent_in_order_in_few_batches(box, sender):
+    mine = box()
+    for payload in numbers(1000):
+        assert mine.append("c", payload) is True
+    assert mine.flush(5.0) is True
+    assert sender.sent == numbers(1000)
+    assert max(map(len, sender.batches)) <= outbox.BATCH
+    assert mine.waiting == 0
+
+
+def test_large_messages_make_small_batches(box, sender):
+    sender.there.clear()
+    mine = box()
+    for _ in range(8):
+        mine.append("c", b"x" * (outbox.BATCH_BYTES // 2))
+    sender.there.set()
+    assert mine.flush(5.0)
+    assert [len(batch) for batch in sender.batches] == [2, 2, 2, 2]
+
+
+def test_beyond_its_size_the_oldest_go_and_their_channels_are_told(box, sender):
+    sender.there.clear()
+    mine = box(10)
+    mine.append("even", b"0")
+    assert sender.asked.wait(5.0), "by now the thread knows that Redis is away"
+    for payload in numbers(1, 25):
+        mine.append("odd" if int(payload) % 2 else "even", payload)
+    assert (mine.waiting, mine.dropped) == (10, 15)
+    sender.there.set()
+    assert mine.flush(5.0)
+    assert sender.sent == numbers(15, 25)
+    assert sender.owed == [({"even": 8, "odd": 7}, AWAY)]
+    assert sender.warned == []
+
+
+def test_dropped_while_redis_was_there_is_told_as_such(box, sender):
+    sender.at_most = 0  # it is there and takes nothing
+    mine = box(10)
+    for payload in numbers(25):
+        mine.append("c", payload)
+    mine.flush(0.1)
+    sender.at_most = 256
+    assert mine.flush(5.0)
+    assert {notice for _, notice in sender.owed} == {OVERRUN}
+    assert sum(lost["c"] for lost, _ in sender.owed) == mine.dropped == 25 - len(sender.sent)
+    assert set(sender.warned) == {"overrun"}
+
+
+def test_the_bytes_that_wait_are_bounded_too(box, sender, monkeypatch):
+    monkeypatch.setattr(outbox, "BYTES_MAX", 1000)
+    sender.there.clear()
+    mine = box()
+    for _ in range(10):
+        mine.append("c", b"x" * 300)
+    assert (mine.waiting, mine.dropped) == (3, 7)
+    mine.append("c", b"y" * 5000)
+    assert (mine.waiting, mine.dropped) == (1, 10), "a message larger than the bound waits alone"
+    sender.there.set()
+    assert mine.flush(5.0)
+    assert sender.sent == [b"y" * 5000]
+
+
+def test_what_was_not_written_comes_first_again(box, sender):
+    sender.at_most = 3
+    mine = box()
+    for payload in numbers(20):
+        mine.append("c", payload)
+    assert mine.flush(5.0)
+    assert sender.sent == numbers(20)
+    assert mine.dropped == 0
+
+
+def test_flush_gives_up_in_time_and_loses_nothing(box, sender):
+    sender.there.clear()
+    mine = box()
+    mine.append("c", b"x")
+    assert mine.flush(0.05) is False
+    assert mine.waiting == 1
+    sender.there.set()
+    assert mine.flush(5.0) is True
+
+
+def test_flush_waits_for_what_was_there_before_it_only(box, sender):
+    mine = box()
+    ended = threading.Event()
+
+    def chatter():
+        while not ended.is_set():
+            mine.append("c", b"more")
+
+    thread = threading.Thread(target=chatter)
+    thread.start()
+    try:
+        assert mine.flush(10.0) is True
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_close_counts_what_is_left(box, sender, caplog):
+    sender.there.clear()
+    mine = box()
+    for payload in numbers(5):
+        mine.append("c", payload)
+    assert mine.close(0.05) is False
+    assert (mine.waiting, mine.dropped) == (0, 5)
+    assert "5 status messages were dropped" in caplog.text
+    assert mine.append("c", b"late") is False
+    assert mine.close(0.05) is True, "closed already"
+    assert mine.dropped == 5
+
+
+def test_nothing_is_sent_after_close(box, sender):
+    sender.there.clear()
+    mine = box()
+    mine.append("c", b"x")
+    mine.close(0.05)
+    sender.there.set()
+    mine._thread.join(5.0)
+    assert sender.sent == []
+
+
+def test_an_unknown_error_ends_neither_the_thread_nor_the_order(box, sender, caplog):
+    sender.error = ZeroDivisionError("no idea")
+    mine = box()
+    mine.append("c", b"in doubt")
+    assert mine.flush(5.0)
+    mine.append("c", b"next")
+    assert mine.flush(5.0)
+    assert sender.sent == [b"next"]
+    assert "1 status messages are in doubt" in caplog.text
+
+
+def test_threads_lose_nothing_and_keep_their_order(box, sender):
+    mine = box(100_000)
+
+    def talk(name):
+        for number in range(2000):
+            mine.append(name, b"%d" % number)
+
+    threads = [threading.Thread(target=talk, args=(f"t{number}",)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert mine.flush(10.0)
+    heard = {f"t{number}": [] for number in range(8)}
+    for batch in sender.batches:
+        for channel, payload in batch:
+            heard[channel].append(payload)
+    assert all(said == numbers(2000) for said in heard.values())
+
+
+def test_appending_within_an_append_is_possible(box, sender):
+    """As a signal handler does; with a lock that is not reentrant this would never end."""
+    mine = box()
+    with mine._lock:
+        assert mine.append("c", b"x") is True
+    assert mine.flush(5.0)
+
+
+def test_a_child_of_a_fork_has_nothing_of_it(box, sender):
+    sender.there.clear()
+    mine = box()
+    mine.append("c", b"parent's")
+    held = mine._lock
+    mine.abandon()
+    assert mine._lock is not held, "another thread may have held it"
+    assert mine.append("c", b"child's") is False
+    assert mine.waiting == 0
+    assert mine.flush(0) is True
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "10", True, None])
+def test_a_size_that_is_none(size):
+    with pytest.raises(ValueError, match="a number of messages such as 10000"):
+        Outbox(size, FakeSender)
