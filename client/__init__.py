@@ -16,8 +16,17 @@ if TYPE_CHECKING:
     from client.keys import TaskEnum
     from client.messenger import QueuedMessenger, StatusMessenger, StatusMessengerHandler
     from client.prep import RedisPrep
+    from client.timing import timed
 
-__all__ = ["QueuedMessenger", "RedisPrep", "StatusMessenger", "StatusMessengerHandler", "TaskEnum", "configure"]
+__all__ = [
+    "QueuedMessenger",
+    "RedisPrep",
+    "StatusMessenger",
+    "StatusMessengerHandler",
+    "TaskEnum",
+    "configure",
+    "timed",
+]
 
 _HOMES = {
     "QueuedMessenger": "client.messenger",
@@ -26,6 +35,7 @@ _HOMES = {
     "StatusMessengerHandler": "client.messenger",
     "TaskEnum": "client.keys",
     "configure": "client.connection",
+    "timed": "client.timing",
 }
 
 

@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 CertReqs = Literal["required", "optional", "none"]
 Resolver = Callable[[str], str]
+RunIdResolver = Callable[[str], str | None]
 
 _EXAMPLE = "redis://:password@wepp1:6379, with any of @ : / ? # % in the password percent-encoded"
 
@@ -62,11 +63,14 @@ class Address:
 
 _url: str | None = None
 _resolver: Resolver | None = None
+_run_id_resolver: RunIdResolver | None = None
 _found: Address | None = None
 
 
-def configure(url: str | None = None, *, resolver: Resolver | None = None) -> None:
-    """Tell the client where Redis is, and how a run id becomes a working directory.
+def configure(
+    url: str | None = None, *, resolver: Resolver | None = None, run_id_resolver: RunIdResolver | None = None
+) -> None:
+    """Tell the client where Redis is, and how run ids and working directories belong together.
 
     What is not given stays as it was. The environment and the password file are read again, so the next use of Redis
     is by the configuration of this moment.
@@ -74,17 +78,24 @@ def configure(url: str | None = None, *, resolver: Resolver | None = None) -> No
     Args:
         url: `redis://`, `rediss://` or `unix://`; its database is not used.
         resolver: called with a run id, returns its working directory; `RedisPrep.getInstanceFromRunID` needs it.
+        run_id_resolver: called with an absolute working directory, returns its run id, or None for its last part; for
+            batch and nested runs, whose last parts are not unique.
 
     Raises:
         ValueError: the URL or the environment names no usable Redis.
-        TypeError: the resolver cannot be called.
+        TypeError: a resolver cannot be called.
     """
-    global _found, _resolver, _url
+    global _found, _resolver, _run_id_resolver, _url
     if resolver is not None and not callable(resolver):
         raise TypeError(f"configure(resolver=...) takes a function from run id to directory, not {resolver!r}")
+    if run_id_resolver is not None and not callable(run_id_resolver):
+        raise TypeError(
+            f"configure(run_id_resolver=...) takes a function from directory to run id, not {run_id_resolver!r}"
+        )
     found = _find(_url if url is None else url)
     _url = _url if url is None else url
     _resolver = resolver or _resolver
+    _run_id_resolver = run_id_resolver or _run_id_resolver
     _found = found
 
 
@@ -112,6 +123,18 @@ def working_directory(run_id: str) -> str:
             "client.configure(resolver=function_from_run_id_to_directory)"
         )
     return _resolver(run_id)
+
+
+def resolved_run_id(wd: str) -> str | None:
+    """The run id of an absolute working directory, by the resolver that the host application gave; None without one.
+
+    Raises:
+        TypeError: the resolver gave neither a str nor None.
+    """
+    found = _run_id_resolver(wd) if _run_id_resolver is not None else None
+    if found is not None and not isinstance(found, str):
+        raise TypeError(f"the run_id_resolver gave {found!r} for {wd}; it returns a run id, or None for the last part")
+    return found or None
 
 
 def _find(url: str | None) -> Address:

@@ -35,6 +35,14 @@ class Dump:
             OSError: the directory cannot be written to, or the disk is full; the old dump is as it was.
         """
         fields = dumped(read())
+        try:
+            self._save(fields, read, removed)
+        except OSError as error:
+            if self.path.parent.is_dir():
+                text = f"{error.strerror or error}, so the dump is as it was before; Redis has the change"
+                raise OSError(error.errno, text, str(self.path)) from error
+
+    def _save(self, fields: dict[str, str], read: Callable[[], Mapping[str, str]], removed: Collection[str]) -> None:
         while self.path.parent.is_dir():
             old = _text(self.path)
             if not _keeps(fields, old, removed):

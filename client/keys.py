@@ -15,6 +15,9 @@ TIMESTAMP = "timestamps:"
 LOCKED = "locked:"
 RQ_JOB = "rq:"
 ARCHIVE_JOB = "archive:job_id"
+# Written only by whoever asks `timed` for them; epoch seconds as in a timestamp. The checklist passes them over.
+STARTED = "started:"
+FAILED = "failed:"
 LAST_MODIFIED = "last_modified"
 
 COMMAND = "command"

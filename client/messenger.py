@@ -88,13 +88,13 @@ class StatusMessenger:
         queued = _Process.queued
         if queued is not None:
             return queued.publish(channel, message, strict=strict)
-        _check_channel(channel)
+        check_channel(channel)
         return _publish(channel, _payload(message), strict)
 
     @classmethod
     def publish_command(cls, runid: str, message: str | bytes | float, *, strict: bool = False) -> int | None:
         """Publish on the run's command channel, `<runid>:command`; otherwise as `publish`."""
-        _check_channel(runid)
+        check_channel(runid)
         return cls.publish(keys.channel(runid, keys.COMMAND), message, strict=strict)
 
     @classmethod
@@ -141,7 +141,7 @@ class QueuedMessenger:
         Raises:
             RuntimeError: the queue was closed by `close()`.
         """
-        _check_channel(channel)
+        check_channel(channel)
         payload = _payload(message)
         if not strict and self._outbox.append(channel, payload):
             return None
@@ -151,7 +151,7 @@ class QueuedMessenger:
 
     def publish_command(self, runid: str, message: str | bytes | float, *, strict: bool = False) -> int | None:
         """Publish on the run's command channel, `<runid>:command`; otherwise as `publish`."""
-        _check_channel(runid)
+        check_channel(runid)
         return self.publish(keys.channel(runid, keys.COMMAND), message, strict=strict)
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -197,7 +197,7 @@ class StatusMessengerHandler(logging.Handler):
     """
 
     def __init__(self, channel: str) -> None:
-        _check_channel(channel)
+        check_channel(channel)
         super().__init__()
         self.channel = channel
 
@@ -242,7 +242,13 @@ def _sender() -> Sender:
     return fresh
 
 
-def _check_channel(channel: object) -> None:
+def check_channel(channel: object) -> None:
+    """See that a channel is one.
+
+    Raises:
+        TypeError: it is no str.
+        ValueError: it is empty or no UTF-8.
+    """
     if not isinstance(channel, str):
         raise TypeError(f"a channel is a str such as 'run1:wepp', not {channel!r}")
     if not channel:

@@ -8,16 +8,15 @@ While Redis is away messages wait; only what the bounds push out is dropped, and
 where they are missing. What was written and not answered is in doubt and never sent again.
 """
 
-import atexit
 import logging
 import os
-import sys
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 
+from client.ending import before_exit
 from client.sender import AWAY, CHANNELS_MAX, OVERRUN, Sender
 
 log = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ class Outbox:
         self._thread = threading.Thread(target=self._run, name="client-queue", daemon=True)
         self._thread.start()
         _all.add(self)
-        _close_before_exit()
+        before_exit(_close_all)
 
     def _start_afresh(self) -> None:
         self._lock = threading.RLock()
@@ -224,13 +223,5 @@ def _abandon_all() -> None:
         outbox.abandon()
 
 
-def _close_before_exit() -> None:
-    """For children of multiprocessing, which leave through os._exit, without atexit but after their own finalizers."""
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None:
-        util.Finalize(None, _close_all, exitpriority=10)
-
-
-atexit.register(_close_all)
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
     os.register_at_fork(after_in_child=_abandon_all)

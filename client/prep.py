@@ -8,9 +8,10 @@ SETINFO` that redis-py sends first may be refused.
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from client import keys
-from client.connection import address, working_directory
+from client.connection import address, resolved_run_id, working_directory
 from client.dump import Dump
 from client.keys import TaskEnum
+from client.lazy import LazyDump, lazy_dump
 from client.store import Store, store
+from client.timing import locking, timing
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +67,9 @@ class RedisPrep:
         monotonic: let `timestamp()` keep a strict order between steps that end within one second.
         best_effort: a mutator that fails logs one warning per outage and goes on, instead of raising.
         retry: seconds that one mutator or getter may take in all while Redis is away.
-        dump: when the dump is written; `now`, before the mutator returns, is the only mode.
+        dump: when the dump is written: `now`, before the mutator returns; or `lazy`, by a thread of its own,
+            `dump_interval` seconds after the first change that it lacks, and at `close()` and the end of the process.
+        dump_interval: seconds.
 
     Raises:
         ValueError: no run id can be made of `wd`, or an argument is out of its range.
@@ -82,20 +87,24 @@ class RedisPrep:
         best_effort: bool = False,
         retry: float = 5.0,
         dump: str = "now",
+        dump_interval: float = 1.0,
     ) -> None:
-        if dump != "now":
-            raise ValueError(f"dump={dump!r} is not known; the dump is written before a mutator returns, dump='now'")
+        if dump not in ("now", "lazy"):
+            raise ValueError(f"dump={dump!r} is not known; it is 'now' or 'lazy'")
         if not 0 <= retry < float("inf"):
             raise ValueError(f"retry={retry!r} is no number of seconds; write 0 for one attempt, or such as 5.0")
+        if not 0 < dump_interval <= threading.TIMEOUT_MAX:
+            raise ValueError(f"dump_interval={dump_interval!r} is no number of seconds; write one such as 1.0")
         wd = _resolved(wd)
         self.wd: str | None = wd
         self.cfg_fn = cfg_fn
-        self.run_id = _last_part(wd) if run_id is None else run_id
+        self.run_id = run_id if run_id is not None else resolved_run_id(str(Path(wd).absolute())) or _last_part(wd)
         if not self.run_id:
             raise ValueError(f"wd={wd!r} gives no run id; name a run's directory, or say run_id=")
         self._monotonic = monotonic
         self._best_effort = best_effort
         self._retry = float(retry)
+        self._lazy = dump_interval if dump == "lazy" else None
         if restore:
             self.lazy_load()
         if not Path(self.dump_filepath).exists():
@@ -149,7 +158,7 @@ class RedisPrep:
 
     def __setstate__(self, state: dict[str, str | None]) -> None:
         """Take the names; the options are those of a RedisPrep made without any. Touches neither Redis nor the dump."""
-        vars(self).update(state, _monotonic=True, _best_effort=False, _retry=5.0)
+        vars(self).update(state, _monotonic=True, _best_effort=False, _retry=5.0, _lazy=None)
 
     def __repr__(self) -> str:
         return f"<RedisPrep {self.run_id}>"
@@ -166,7 +175,24 @@ class RedisPrep:
 
     def dump(self) -> None:
         """Write the dump as Redis has the run now; does nothing where the working directory is missing."""
-        self._mutate(None)
+        with self._forgiving():
+            self._dump.save(self._reader(time.monotonic() + self._retry))
+
+    def close(self) -> None:
+        """Write the dump if it waits, `dump="lazy"`; of no effect otherwise, and everything still works afterwards.
+
+        Raises:
+            OSError, redis.exceptions.RedisError: it could not be written; not with `best_effort`.
+        """
+        if self._lazy is not None:
+            with self._forgiving():
+                self._lazy_dump(self._lazy).write()
+
+    def __enter__(self) -> "RedisPrep":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def lazy_load(self) -> None:
         """Load the dump into Redis unless Redis has `attrs:loaded`; fields that Redis has already are kept.
@@ -273,6 +299,48 @@ class RedisPrep:
         """Whether a controller of the run is locked; false where nothing is recorded."""
         return _is_true(self._get(keys.LOCKED + name))
 
+    def timed(
+        self, task: TaskEnum | str, *, started: bool = False, failed: bool = False, channel: str | None = None
+    ) -> AbstractContextManager[None]:
+        """A context manager around one step: its end is a `timestamp(task)`, an exception in it is not.
+
+        The exception goes on unchanged. What is optional here never raises for Redis or the disk, and is then a warning
+        in the log; the timestamp itself raises as `timestamp` does.
+
+        Args:
+            task: the step.
+            started: record when it began, in the field `started:<task>`, and forget an earlier `failed:<task>`.
+            failed: record when an exception ended it, in the field `failed:<task>`.
+            channel: publish `STARTED`, `COMPLETED` and `EXCEPTION` lines; a name such as `wepp` for the run's own
+                channel `<run id>:wepp`, or a whole channel, with a colon.
+
+        Raises:
+            TypeError, ValueError: the channel is no str, or is empty.
+        """
+        return timing(self, task, started=started, failed=failed, channel=channel, call=f"{task}({self.run_id})")
+
+    def locked(self, name: str) -> AbstractContextManager[None]:
+        """A context manager that shows a controller of the run as locked; a sign for people, and no mutex."""
+        return locking(self, name)
+
+    def note(self, field: str, at: int, *, gone: str | None = None) -> None:
+        """Write a field of epoch seconds, and remove another, in one transaction.
+
+        Args:
+            field: the field's whole name.
+            at: epoch seconds.
+            gone: the whole name of the field to be removed.
+        """
+
+        def operation(redis: Redis) -> None:
+            with redis.pipeline() as pipeline:
+                pipeline.hset(self.run_id, field, str(at))
+                if gone is not None:
+                    pipeline.hdel(self.run_id, gone)
+                pipeline.execute()
+
+        self._mutate(operation, removed=() if gone is None else (gone,))
+
     def _flag(self, name: str) -> bool:
         return _is_true(self._get(keys.ATTRIBUTE + name))
 
@@ -306,14 +374,30 @@ class RedisPrep:
     def _ask(self, operation: Callable[[Redis], Any]) -> Any:
         return self._store.call(time.monotonic() + self._retry, operation)
 
-    def _mutate(self, operation: Callable[[Redis], Any] | None, removed: Collection[str] = ()) -> None:
+    def _reader(self, deadline: float | None = None) -> Callable[[], dict[str, str]]:
+        """What reads the run's hash: by `deadline`, or each time with a whole budget."""
+        calls, run_id = self._store, self.run_id
+
+        def read() -> dict[str, str]:
+            until = time.monotonic() + calls.budget if deadline is None else deadline
+            fields: dict[str, str] = calls.call(until, lambda redis: redis.hgetall(run_id))
+            return fields
+
+        return read
+
+    def _lazy_dump(self, interval: float) -> LazyDump:
+        return lazy_dump(self.run_id, self._dump, self._reader(), interval)
+
+    def _mutate(self, operation: Callable[[Redis], Any], removed: Collection[str] = ()) -> None:
         """Run the operation, then dump; both share one budget of `retry` seconds."""
-        dump, calls = self._dump, self._store
+        dump = self._dump
         deadline = time.monotonic() + self._retry
         with self._forgiving():
-            if operation is not None:
-                calls.call(deadline, operation)
-            dump.save(lambda: calls.call(deadline, lambda redis: redis.hgetall(self.run_id)), removed)
+            self._store.call(deadline, operation)
+            if self._lazy is None:
+                dump.save(self._reader(deadline), removed)
+            else:
+                self._lazy_dump(self._lazy).touch(removed)
             _Outage.told = False
 
     @contextmanager

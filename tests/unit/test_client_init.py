@@ -8,7 +8,9 @@ import pytest
 
 import client
 
-NAMES = ["RedisPrep", "StatusMessenger", "StatusMessengerHandler", "TaskEnum", "configure"]
+NAMES = [
+    "QueuedMessenger", "RedisPrep", "StatusMessenger", "StatusMessengerHandler", "TaskEnum", "configure", "timed",
+]  # fmt: skip
 
 
 def run(code):

@@ -36,7 +36,7 @@ def test_the_surface_is_that_of_the_contract():
     shown = str(inspect.signature(RedisPrep)).replace("'", '"')
     for part in (
         "(wd: str, cfg_fn: str | None = None, *, run_id: str | None = None, restore: bool = False,",
-        'monotonic: bool = True, best_effort: bool = False, retry: float = 5.0, dump: str = "now")',
+        'monotonic: bool = True, best_effort: bool = False, retry: float = 5.0, dump: str = "now",',
     ):
         assert part in shown
     later = {"allow_nonexistent": False, "ignore_lock": False}
@@ -80,10 +80,11 @@ def test_a_path_object_will_do(tmp_path, no_redis):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dump": "later"}, r"dump='later' is not known.*dump='now'"),
+        ({"dump": "later"}, "dump='later' is not known; it is 'now' or 'lazy'"),
         ({"retry": -1}, "retry=-1 is no number of seconds"),
         ({"retry": float("nan")}, "retry=nan"),
         ({"run_id": ""}, "gives no run id"),
+        ({"dump": "lazy", "dump_interval": 0}, "dump_interval=0 is no number of seconds"),
     ],
 )
 def test_an_argument_out_of_range(tmp_path, no_redis, options, message):

@@ -1,0 +1,30 @@
+"""What is to be done before a process ends, however it was started."""
+
+import atexit
+import os
+import sys
+from collections.abc import Callable
+
+_known: set[Callable[[], object]] = set()
+
+
+def before_exit(callback: Callable[[], object]) -> None:
+    """Have `callback()` called at the end of this process, more than once perhaps; a child of a fork asks for itself.
+
+    Children that multiprocessing forks leave through os._exit, without atexit but after the finalizers of
+    multiprocessing.util; that module is loaded there, and not imported where it is not. A child of a plain os.fork that
+    leaves through os._exit calls nothing.
+    """
+    if callback in _known:
+        return
+    _known.add(callback)
+    atexit.unregister(callback)  # a fork inherits what its parent has registered
+    atexit.register(callback)
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        # Before multiprocessing joins the threads of its queues, which have priority -5.
+        util.Finalize(None, callback, exitpriority=10)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_known.clear)

@@ -1,0 +1,42 @@
+"""What is done before a process ends."""
+
+import subprocess
+import sys
+
+import pytest
+
+FIRST = (
+    "from client.ending import before_exit\ndef last(): print('last', flush=True)\n"
+    "before_exit(last)\nbefore_exit(last)\n"
+)
+POOL = (
+    "import multiprocessing, os\nfrom client.ending import before_exit\n"
+    "def last(): print('last', flush=True)\ndef work(): before_exit(last)\n"
+    "child = multiprocessing.get_context('fork').Process(target=work)\n"
+    "child.start()\nchild.join()\nos._exit(0)\n"
+)
+FORK = FIRST + "import os\nchild = os.fork()\nif not child: os._exit(0)\nos.waitpid(child, 0)\n"
+FORK_EXIT = FIRST + "import os\nchild = os.fork()\nif child: os.waitpid(child, 0); os._exit(0)\nbefore_exit(last)\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "printed"),
+    [
+        (FIRST, "last\n"),
+        (FIRST + "raise SystemExit(0)", "last\n"),
+        (FIRST + "import os; os._exit(0)", ""),
+        (POOL, "last\n"),
+        (FORK, "last\n"),
+        (FORK_EXIT, "last\n"),
+    ],
+    ids=["end", "exit", "os._exit", "child of multiprocessing", "parent of a fork", "child of a fork"],
+)
+def test_once_in_each_process_that_ends_in_order(source, printed):
+    done = subprocess.run([sys.executable, "-W", "error", "-c", source], capture_output=True, text=True, check=True)
+    assert done.stdout == printed
+
+
+def test_multiprocessing_is_not_imported_for_it():
+    source = FIRST + "import sys; print('multiprocessing' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\nlast\n"
