@@ -31,6 +31,7 @@ cdef class Clients:
     cdef uint32_t now, swept
     cdef int64_t last_tick
     cdef size_t max_live, most_live
+    cdef int64_t crowded_until
     cdef list services, listeners, emptied
     cdef Line fresh, unfinished  # topics to be delivered, and those whose delivery has begun
     cdef bint inside
@@ -208,9 +209,10 @@ cdef class Clients:
         """Keeps what the socket did not take. A client past its bound is closed, or left with the newest frame alone."""
         cdef Slot *slot = &self.slots[index]
         cdef bint large = burst.frames == 1 and burst.size > service.max_backlog
-        cdef size_t before
+        cdef size_t before, waiting
         if slot.backlog is NULL:
             slot.backlog = backlog_new()
+            slot.backlog.began = self.now
             relay_watch(self.ep, EPOLL_CTL_MOD, slot.fd, EPOLLIN | EPOLLOUT, self.handle(index))
         elif service.newest_only and not burst.opaque:
             before = slot.backlog.count
@@ -219,8 +221,15 @@ cdef class Clients:
         backlog_push(slot.backlog, burst, sent, self.now)
         if large and sent == 0 and slot.backlog.large is NULL:
             slot.backlog.large = burst
-        if backlog_waiting(slot.backlog) > service.max_backlog and not service.newest_only and slot.stage == OPEN:
-            self.dismiss(index, 1013, b"too slow: messages were waiting")
+        if service.newest_only or slot.stage != OPEN:
+            return 0
+        waiting = backlog_waiting(slot.backlog)
+        if waiting > service.max_backlog:
+            return self.dismiss(index, 1013, b"too slow: messages were waiting")
+        if (waiting > service.max_backlog // 2 or slot.backlog.large is not NULL) and not slot.backlog.crowded_at and \
+                self.now - slot.backlog.began <= YOUNG_TICKS:
+            backlog_crowd(slot.backlog, service.max_backlog // 2)
+            self.crowded_until = now_ns() + GRACE_NS
         return 0
 
     cdef int drain(self, uint32_t index) except -1:
@@ -393,19 +402,44 @@ cdef class Clients:
         inbound_drop(slot)
 
     cdef int relieve(self) except -1:
-        """The process owes too much: those who owe most go first, with 1013, until it holds."""
+        """The process owes too much: those who owe most go first, with 1013, until it holds.
+
+        What is not delivered yet is owed as well: by all clients of the topic.
+        """
         cdef uint32_t i, worst
         cdef size_t most
         cdef Slot *slot
+        cdef Service service
+        cdef Topic topic, flooded
         while live_bytes > self.max_live:
-            worst, most = NONE, 0
+            worst, most, flooded = NONE, 0, None
+            for service in self.services:
+                for topic in service.topics.values():
+                    if topic_clients(topic) and topic.waiting > most:
+                        flooded, most = topic, topic.waiting
             for i in range(self.high):
                 slot = &self.slots[i]
                 if slot.stage == OPEN and not slot.dead and slot.backlog is not NULL and slot.backlog.bytes > most:
                     worst, most = i, slot.backlog.bytes
-            if worst == NONE:
+            if worst != NONE:
+                self.dismiss(worst, 1013, b"too slow: the relay is short of memory")
+            elif flooded is not None:
+                self.dismiss_all(flooded)
+            else:
                 return 0
-            self.dismiss(worst, 1013, b"too slow: the relay is short of memory")
+        return 0
+
+    cdef int dismiss_all(self, Topic topic) except -1:
+        """Ends a topic that gets more than this process can deliver: other topics must not wait for it."""
+        cdef uint32_t i
+        cdef int kind
+        for kind in range(KINDS):
+            topic_seal(topic, kind)  # who leaves is a hole now, and nobody moves
+        for i in range(topic.count):
+            if topic.slots[i] != NONE:
+                self.dismiss(topic.slots[i], 1013, b"too slow: more comes than can be delivered")
+        topic_discard(topic)
+        topic_close_holes(topic, self.slots)
         return 0
 
     cdef bint check(self) except -1:

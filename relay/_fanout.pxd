@@ -25,7 +25,6 @@ cdef struct Burst:
     uint32_t cursor         # sealed: the next position to serve
     uint8_t kind
     uint8_t min_version     # clients below this protocol version do not get it
-    uint8_t pressing        # open, and counted among the large ones
     uint8_t opaque          # one unit, not a row of websocket frames (an HTTP answer)
     unsigned char data[1]
 
@@ -43,6 +42,8 @@ cdef struct Backlog:
     size_t bytes            # all that is not sent yet
     size_t boundary         # in the first entry: where the frame in progress ends; == its start between two frames
     Burst *large            # the one waiting frame that is larger than the bound, or NULL
+    size_t crowded_at       # counted among the crowded until less than this waits; 0: not counted
+    uint32_t began          # tick at which it was empty last
 
 cdef struct Inbound:
     # What of a client's bytes waits for more; freed when there is nothing.
@@ -102,5 +103,7 @@ cdef class Topic:
     cdef Burst *open[KINDS] # what grows
     cdef Burst *sealed      # what is being delivered, oldest first
     cdef Burst *last
+    cdef size_t waiting     # bytes of its open and sealed bursts
+    cdef bint pressing      # counted among those with too many
     cdef bint queued        # in one of the core's lines
     cdef Topic next

@@ -6,12 +6,15 @@ One loop, one thread, one core for both services; what they share is the loop an
 """
 
 import asyncio
+import contextlib
 import errno
 import gc
 import json
 import logging
 import math
+import os
 import resource
+import select
 import signal
 import socket
 import stat
@@ -37,6 +40,7 @@ BACKLOG = 4096  # of a listener; the kernel cuts it to net.core.somaxconn
 FILES_KEPT = 32  # descriptors that are not for clients (DESIGN.md, "Bounds")
 MIN_CONNECTIONS = 16
 MAX_LIVE = 256 << 20  # bytes of live frames (DESIGN.md, "Bounds")
+LAST_ACCEPTS = 0.5  # seconds for who waits in an accept queue when it is closed; 4096 take 0.2
 LAST_WORDS = 2.0  # seconds for the last close frames of a drain to be answered
 
 Service = Status | Preflight
@@ -151,11 +155,15 @@ class Server:
 
         A socket that still took connections, for nobody, would leave newcomers hanging until the end.
         """
-        if self._listeners:
+        waiting = select.poll()
+        for _, sock in self._listeners:
+            waiting.register(sock, select.POLLIN)
+        until = self.loop.time() + LAST_ACCEPTS
+        while self._listeners and waiting.poll(0) and self.loop.time() < until:
             self.core.poll()
-            self.core.stop_listening()
-        for service, sock in self._listeners:
-            _unlisten(sock, service.settings.listen)
+        self.core.stop_listening()
+        for _, sock in self._listeners:
+            _unlisten(sock)
         self._listeners = []
 
     def _drain(self) -> None:
@@ -182,7 +190,7 @@ class Server:
 
     def deliver(self) -> None:
         """Behind each read from Redis: flushes now, or lets the messages wait for others of their topics."""
-        if not self._coalesce or self.core.pressing:
+        if not self._coalesce or self.core.bulky:
             self.flush()
         elif not self._waiting:
             self._waiting = self.loop.call_later(self._coalesce, self.flush)
@@ -334,6 +342,9 @@ _BIND_TROUBLE = {
 }
 
 
+_paths: dict[int, os.stat_result] = {}  # of the Unix sockets that this process has made, by descriptor
+
+
 def _bound(address: ListenAddress) -> socket.socket:
     if address.kind == "fd":
         return socket.socket(fileno=address.fd)
@@ -365,21 +376,28 @@ def _bound_unix(path: str) -> socket.socket:
     try:
         if Path(path).exists() and stat.S_ISSOCK(Path(path).stat().st_mode):
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                if probe.connect_ex(path) != 0:
+                probe.settimeout(1.0)
+                # Nothing else proves it dead: EPROTOTYPE is a living socket of another kind, EAGAIN a busy one.
+                if probe.connect_ex(path) == errno.ECONNREFUSED:
                     Path(path).unlink()
         sock.bind(path)
         Path(path).chmod(0o666)  # as uvicorn has it: the proxy is another user; who may come is up to the directory
+        _paths[sock.fileno()] = Path(path).stat()
     except OSError:
         sock.close()
         raise
     return sock
 
 
-def _unlisten(sock: socket.socket, address: ListenAddress) -> None:
-    """Closes a listener; the path of a Unix socket goes with it, unless it was inherited and is another's."""
+def _unlisten(sock: socket.socket) -> None:
+    """Closes a listener; the path of a Unix socket goes with it, unless it was inherited or is another's by now."""
+    bound = _paths.pop(sock.fileno(), None)
+    if bound is not None:
+        path = Path(sock.getsockname())
+        with contextlib.suppress(OSError):
+            if os.path.samestat(bound, path.stat()):
+                path.unlink()
     sock.close()
-    if address.kind == "unix":
-        Path(str(address.path)).unlink(missing_ok=True)
 
 
 def _where(sock: socket.socket) -> str:

@@ -31,7 +31,11 @@ PIPELINE = 64  # commands in flight
 PING_EVERY = 5.0  # seconds
 REFUSED_RETRY_MAX = 30.0  # seconds between two tries where Redis answers but refuses us (contract, section 6)
 USER_TIMEOUT = 10_000  # ms that sent bytes may stay unacknowledged: TCP_USER_TIMEOUT
-REST = 0.1  # seconds for which deliveries that are behind may hold up reading
+REST = 0.1  # seconds for which deliveries that are behind may hold up one read
+# Seconds for which they may hold up reading in all, and how fast these are earned back: that all other channels wait is
+# worth it for a flood that clients can take in half a second, and not for more.
+PATIENCE = 0.5
+PATIENCE_RATE = 0.1
 LOG_EVERY = 60.0  # seconds between two lines about the same trouble
 
 Resolver = Callable[[RedisAddress], Awaitable[RedisAddress]]
@@ -117,6 +121,8 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         self._greeting: asyncio.Future[None] | None = None
         self._greetings_due = 0
         self._task: asyncio.Task[None] | None = None
+        self._patience = PATIENCE
+        self._patient_at = 0.0  # when it was reckoned last
         self._logged_at: dict[int, float] = {}
         self._context = tls_context(settings.redis) if settings.redis.tls else None
 
@@ -315,12 +321,18 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         """
         if self._transport and not self._transport.is_closing():
             loop = asyncio.get_running_loop()
+            now = loop.time()
+            self._patience = min(PATIENCE, self._patience + PATIENCE_RATE * (now - self._patient_at))
+            self._patient_at = now
             self._transport.pause_reading()
-            loop.call_soon(self._read_on, self._transport, loop.time() + REST)
+            loop.call_soon(self._read_on, self._transport, now + min(REST, self._patience))
 
     def _read_on(self, transport: asyncio.Transport, until: float) -> None:
         loop = asyncio.get_running_loop()
-        if self.behind() and loop.time() < until:
+        now = loop.time()
+        if self.behind() and now < until:
+            self._patience -= now - self._patient_at
+            self._patient_at = now
             loop.call_soon(self._read_on, transport, until)
         elif not transport.is_closing():
             transport.resume_reading()

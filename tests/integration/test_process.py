@@ -14,7 +14,7 @@ import pytest
 
 from relay.cli.embedded import free_port
 from tests.conftest import ROOT
-from tests.integration.peers import Peer, Refused, Wire, ask, head, wait_for
+from tests.integration.peers import Peer, Refused, Wire, address_of, ask, head, upgrade, wait_for
 
 SECRET = "s3cr3t-of-the-test"
 
@@ -298,6 +298,44 @@ def opens(address):
     except OSError:
         return False
     return True
+
+
+def test_who_waits_in_the_accept_queue_is_answered_at_the_end(relay):
+    process = relay("status", env={"RELAY_DRAIN": "1s"})
+    process.process.send_signal(signal.SIGSTOP)
+    with contextlib.ExitStack() as stack:
+        wires = [Wire(address_of(process.status_url)) for _ in range(600)]
+        for wire in wires:
+            stack.callback(wire.drop)
+            wire.send(upgrade("/r1:wepp"))
+        process.process.send_signal(signal.SIGTERM)
+        process.process.send_signal(signal.SIGCONT)
+        statuses = {wire.take(len("HTTP/1.1 101"))[-3:] for wire in wires}
+    assert statuses <= {b"101", b"503"}, "none was reset"
+    assert process.process.wait(10) == 0
+
+
+def test_a_path_that_is_anothers_by_now_stays(relay, tmp_path):
+    """As in a restart that moves the old socket aside: whoever binds the path next must not lose it."""
+    path = tmp_path / "status.sock"
+    first = relay("status", env={"STATUS_LISTEN_ADDR": f"unix:{path}"}, wait=None)
+    wait_for(lambda: opens(str(path)), "listening")
+    path.rename(tmp_path / "aside.sock")
+    second = relay("status", env={"STATUS_LISTEN_ADDR": f"unix:{path}"}, wait=None)
+    wait_for(lambda: opens(str(path)), "listening")
+    assert first.stop() == 0
+    assert opens(str(path))
+    assert second.stop() == 0
+    assert not path.exists()
+
+
+def test_a_living_socket_of_another_kind_is_not_replaced(relay, tmp_path):
+    path = tmp_path / "status.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(path))
+        code, sentence = ended(relay("status", env={"STATUS_LISTEN_ADDR": f"unix:{path}"}, wait=None))
+        assert code == 5, sentence
+        assert path.exists()
 
 
 def test_a_unix_socket(relay, tmp_path, worker, redis_url):

@@ -1,7 +1,10 @@
 """Clients that stop reading, seen from outside: what they made the process take, it gives back (F19)."""
 
 import contextlib
+import threading
 from pathlib import Path
+
+import pytest
 
 from tests.integration.peers import Peer, wait_for
 
@@ -14,6 +17,34 @@ def memory(process):
     """Bytes that the process holds of its own."""
     rollup = Path(f"/proc/{process.process.pid}/smaps_rollup").read_text()
     return int(rollup.split("Pss:")[1].split()[0]) * 1024
+
+
+@pytest.mark.parametrize("size", [200, 2000, 300_000])
+@pytest.mark.parametrize("ms", ["0", "300"])
+def test_who_reads_without_a_pause_survives_a_burst(relay, worker, redis_url, ms, size):
+    """2 MB at once: of 0.5 MB, within less time than a reader is without the processor, it got 152 KB and a 1013."""
+    process = relay("status", env={"RELAY_COALESCE_MS": ms})
+    redis = worker(redis_url)
+    number = 2_000_000 // size
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(Peer(f"{process.status_url}/r1:wepp")) for _ in range(3)]
+        got = [0] * len(peers)
+
+        def read(which):  # bytes alone: to take the frames apart takes longer than to send them
+            while got[which] < number * size and peers[which].more():
+                got[which] += len(peers[which].unread)
+                peers[which].unread = b""
+
+        threads = [threading.Thread(target=read, args=(which,)) for which in range(len(peers))]
+        for thread in threads:
+            thread.start()
+        with redis.pipeline(transaction=False) as pipeline:
+            for _ in range(number):
+                pipeline.publish("r1:wepp", "x" * size)
+            pipeline.execute()
+        for thread in threads:
+            thread.join()
+    assert min(got) > number * size, "closed before the end"
 
 
 def test_memory_comes_back(relay, worker, redis_url):

@@ -1,9 +1,11 @@
 """Topics, bursts, slow clients, heads and time: what the core does with many clients and bad ones."""
 
 import contextlib
+import gc
 import json
 import socket
 import struct
+import time
 
 import hypothesis.strategies as st
 import pytest
@@ -129,6 +131,97 @@ def test_a_burst_that_has_grown_is_pressing_until_it_is_flushed(rig):
     assert rig.core.pressing
     rig.flush()
     assert not rig.core.pressing
+
+
+def test_a_join_hides_nothing_that_waits(rig):
+    """Each join seals the open burst; 600 clients with a join every 5 ms took 9 MB every 2 s, and no end."""
+    rig.join(b"t")
+    for _ in range(3):
+        rig.feed(resp(b"message", b"t", b"x" * 50000))
+        rig.join(b"t")
+    assert rig.core.pressing
+    rig.flush()
+    assert not rig.core.pressing
+
+
+def test_frames_above_the_bound_press_too(rig):
+    rig.join(b"t")
+    rig.feed(resp(b"message", b"t", b"x" * 300_000))
+    assert rig.core.pressing
+    rig.flush()
+    assert not rig.core.bulky
+
+
+def test_a_young_backlog_that_is_half_full_presses_until_it_is_taken(rig):
+    sock = rig.join(b"t", rcvbuf=16384)
+    sent = 0
+    while not rig.core.pressing:
+        rig.publish(b"t", b"x" * 16000)
+        sent += 16000
+        assert rig.stats["closes"] == {}, "it presses before it is closed"
+    while rig.core.pressing:
+        rig.received(sock, 1)
+    data = rig.received(sock, 1)
+    assert rig.stats["closes"] == {}
+    assert sent > BOUND // 2
+    assert data
+
+
+def test_a_young_backlog_presses_for_a_tenth_of_a_second_only(rig):
+    rig.join(b"t", rcvbuf=16384)
+    while not rig.core.pressing:
+        rig.publish(b"t", b"x" * 16000)
+    end = time.monotonic() + 2.0
+    while rig.core.pressing:
+        assert time.monotonic() < end
+    assert rig.stats["closes"] == {}
+
+
+def test_an_old_backlog_does_not_press(rig):
+    rig.join(b"t", rcvbuf=4096)
+    rig.publish(b"t", *[b"x" * 16000] * 7)  # more than the socket takes, less than presses
+    now = time.monotonic()
+    rig.tick_until(lambda: time.monotonic() > now + 0.35)
+    while not rig.stats["closes"]:
+        rig.publish(b"t", b"x" * 16000)
+        assert not rig.core.pressing
+
+
+def test_a_frame_above_the_bound_that_waits_for_a_young_backlog_presses(rig):
+    rig.join(b"t", rcvbuf=16384)
+    rig.publish(b"t", b"a" * 900_000)
+    assert not rig.core.pressing, "in progress"
+    rig.publish(b"t", b"b" * 900_000)
+    assert rig.core.pressing, "one more would end it"
+
+
+def test_a_topic_with_far_more_than_can_be_delivered_is_given_up(rig):
+    live = rig.core.totals()["live_bytes"]
+    socks = [rig.join(b"t"), rig.join(b"t")]
+    other = rig.join(b"u")
+    fed = 0
+    while not rig.stats["closes"]:
+        rig.feed(resp(b"message", b"t", b"x" * 100_000))
+        fed += 1
+        assert fed < 100
+    assert fed * 100_000 > 16 * BOUND
+    rig.flush()
+    assert rig.stats["closes"] == {1013: 2}
+    assert rig.core.totals()["live_bytes"] <= live
+    assert [close_code(rig.ended(sock)) for sock in socks] == [1013, 1013]
+    rig.publish(b"u", b"fine")
+    assert texts(rig.received(other, 10)) == ["fine"]
+    again = rig.join(b"t")
+    rig.publish(b"t", b"anew")
+    assert texts(rig.received(again, 10)) == ["anew"]
+
+
+def test_one_message_is_never_too_much_for_a_topic(make_rig):
+    rig = make_rig(max_published=8_000_000)
+    sock = rig.join(b"t")
+    rig.feed(resp(b"message", b"t", b"x" * 7_000_000))
+    rig.flush()
+    assert texts(rig.received(sock, 7_000_000))[0] == "x" * 7_000_000
 
 
 def test_handles_of_the_gone_do_nothing(rig):
@@ -331,6 +424,12 @@ def test_snapshots_of_one_burst_the_newest_alone_goes_out(make_rig):
     assert texts(rig.received(sock, 10)) == ["2"]
 
 
+def live_of_others(make_rig):
+    """Bytes of frames are counted for the process, and an earlier test's core may be there still."""
+    gc.collect()
+    return make_rig().core.totals()["live_bytes"]
+
+
 def test_the_process_bound_closes_those_who_owe_most(make_rig):
     rig = make_rig(max_live=600_000)
     good = rig.join(b"a")
@@ -344,6 +443,37 @@ def test_the_process_bound_closes_those_who_owe_most(make_rig):
         assert rig.core.totals()["live_bytes"] <= 700_000
     assert set(rig.stats["closes"]) == {1013}
     assert close_code(rig.ended(slow[7])) == 1013, "the one that owed most"
+    rig.publish(b"a", b"fine")
+    assert texts(rig.received(good, 10)) == ["fine"]
+
+
+def test_the_process_bound_closes_no_more_than_it_takes(make_rig):
+    """A frame in progress kept the whole burst that holds it alive: 39 of 39 laggards were closed for nothing."""
+    live = live_of_others(make_rig)
+    rig = make_rig(max_live=live + 3_000_000, max_backlog=1_000_000)
+    small = [rig.join(b"s%d" % i, rcvbuf=4096) for i in range(10)]
+    for i in range(len(small)):
+        while rig.core.totals()["live_bytes"] < live + 10_000 * (i + 1):
+            rig.publish(b"s%d" % i, b"y" * 8000)
+    large = [rig.join(b"b%d" % i, rcvbuf=4096) for i in range(10)]
+    for i in range(len(large)):
+        if rig.stats["closes"]:
+            break
+        rig.feed(b"".join(resp(b"message", b"b%d" % i, b"z" * 2000) for _ in range(200)))  # one burst of 400 KB
+        rig.flush()
+    assert rig.stats["closes"] == {1013: 1}
+    assert rig.core.totals()["live_bytes"] <= live + 3_000_000
+
+
+def test_the_process_bound_counts_what_is_not_delivered(make_rig):
+    live = live_of_others(make_rig)
+    rig = make_rig(max_live=live + 1_000_000)
+    good = rig.join(b"a")
+    rig.join(b"t")
+    rig.feed(resp(b"message", b"t", b"x" * 60_000) * 20)
+    rig.core.poll()
+    assert rig.stats["closes"] == {1013: 1}
+    assert rig.core.totals()["live_bytes"] <= live
     rig.publish(b"a", b"fine")
     assert texts(rig.received(good, 10)) == ["fine"]
 
@@ -433,6 +563,21 @@ def test_above_the_limit_requests_are_shown_as_such_and_above_the_reserve_503(ma
     rig.join(b"t")
 
 
+def test_the_silent_make_way_where_there_is_no_room(make_rig):
+    """As many as there is room for, and the reserve, kept health checks out for 5 s each time they came."""
+    rig = make_rig(limit=2)
+    silent = [rig.connect() for _ in range(18)]
+    rig.until(lambda: rig.core.totals()["heads"] == 18)
+    assert rig.ended(rig.connect()).startswith(b"HTTP/1.1 503 "), "they have come just now, as browsers do"
+    now = time.monotonic()
+    rig.tick_until(lambda: time.monotonic() > now + 0.35)
+    rig.ended(rig.connect())
+    for _ in range(10):
+        rig.join(b"t").close()
+    assert rig.ended(silent[0]) == b""
+    assert rig.ended(silent[1]) == b"" or rig.core.totals()["heads"] >= 16
+
+
 def test_who_comes_at_once_does_not_crowd_out_who_there_is_room_for(make_rig):
     rig = make_rig(limit=2)
     socks = [rig.connect() for _ in range(5)]
@@ -508,6 +653,21 @@ def test_stop_listening(rig):
 
 
 # ---- time ----
+
+
+def test_who_is_always_a_little_behind_gets_heartbeats(make_rig):
+    """It got none, said nothing that was asked for, and was closed with 1008 after the silence."""
+    rig = make_rig(ping_interval=0.1, max_backlog=10_000_000)
+    sock = rig.join(b"t", rcvbuf=16384)
+    while not rig.core.totals()["live_bytes"]:
+        rig.publish(b"t", b"x" * 16000)
+    now = time.monotonic()
+    rig.tick_until(lambda: time.monotonic() > now + 0.5)
+    rig.publish(b"t", b"last")
+    data = b""
+    while b"last" not in data:
+        data += rig.received(sock, 1)
+    assert data.count(HEARTBEAT) >= 3, "behind what waited"
 
 
 def test_heartbeats_come_at_their_interval(make_rig):

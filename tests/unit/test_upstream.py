@@ -559,6 +559,38 @@ async def test_a_missing_pong_is_a_lost_connection(server, fast_ping, caplog):
     await server.visit()
 
 
+async def test_a_pong_may_come_behind_messages(server, fast_ping):
+    """A flood is read with pauses, and the PONG stands behind it in Redis: a link thrown away for it loses messages."""
+    link = server.link(redis_request_timeout=0.2)
+    visit = await server.visit()
+    assert await visit.command() == [b"PING"]
+    for _ in range(12):  # three times the deadline
+        visit.say(encode(b"message", b"x", b"y"))
+        assert await link.heard.next() == (b"x", b"y")
+        await asyncio.sleep(0.05)
+    visit.say(PONG)
+    await until(lambda: not link._pinged)
+    assert link.up
+    assert link.reconnects == 0
+
+
+async def test_reading_waits_for_what_is_behind_but_not_for_ever(server, monkeypatch):
+    """At most REST for one read, PATIENCE for all of them at first, then a tenth of the time."""
+    monkeypatch.setattr(upstream, "PATIENCE_RATE", 0.0)
+    link = server.link()
+    visit = await server.visit()
+    await until(lambda: link.up)
+    monkeypatch.setattr(link, "behind", lambda: True)
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    for _ in range(20):
+        visit.say(encode(b"message", b"x", b"y"))
+        assert await link.heard.next() == (b"x", b"y")
+    took = loop.time() - begin
+    assert 4 * upstream.REST < took < 20 * upstream.REST / 2
+    assert link._patience < upstream.REST / 10
+
+
 async def test_no_ping_is_left_over_from_a_connection_before(server, monkeypatch):
     monkeypatch.setattr(upstream, "PING_EVERY", 0.4)
     link = server.link()
