@@ -14,8 +14,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from client.connection import configure
     from client.keys import TaskEnum
+    from client.logs import status_logging
     from client.messenger import QueuedMessenger, StatusMessenger, StatusMessengerHandler
     from client.prep import RedisPrep
+    from client.stream import run_and_stream
     from client.timing import timed
 
 __all__ = [
@@ -25,6 +27,8 @@ __all__ = [
     "StatusMessengerHandler",
     "TaskEnum",
     "configure",
+    "run_and_stream",
+    "status_logging",
     "timed",
 ]
 
@@ -35,6 +39,8 @@ _HOMES = {
     "StatusMessengerHandler": "client.messenger",
     "TaskEnum": "client.keys",
     "configure": "client.connection",
+    "run_and_stream": "client.stream",
+    "status_logging": "client.logs",
     "timed": "client.timing",
 }
 

@@ -111,6 +111,11 @@ class StatusMessenger:
         return queued is None or queued.flush(timeout)
 
     @classmethod
+    def queued(cls) -> "QueuedMessenger | None":
+        """The queue of this process, None in direct mode."""
+        return _Process.queued
+
+    @classmethod
     def counts(cls) -> Counts:
         """What became of the messages of this process."""
         queued = _Process.queued
@@ -208,9 +213,9 @@ class StatusMessengerHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Publish the record; never raises, for one exception here would end wepppy's QueueListener thread.
 
-        The sender's own warnings are passed over: they say that this very channel does not work.
+        The warnings of this package's own sender are passed over: they say that this very channel does not work.
         """
-        if record.name == Sender.__module__:
+        if record.name in (Sender.__module__, Outbox.__module__):
             return
         try:
             StatusMessenger.publish(self.channel, self.format(record))

@@ -67,8 +67,8 @@ class Outbox:
         self._waiting: deque[tuple[str, bytes]] = deque()
         self._sending: list[tuple[str, bytes]] = []
         self._bytes = 0  # of payload in _waiting
-        self._appended = self._dropped = 0
-        self._lost: dict[str, int] = {}  # pushed out, by channel, until the sender is told
+        self._appended = 0
+        self._lost: dict[str, int] = {}  # pushed out, by channel, until the sender counts them
         self._wake_at = _NEVER  # the length of _waiting that the thread sleeps for
         self._hurried = 0  # callers of flush(): nothing lingers for them
         self._accepting = self._open = True
@@ -97,9 +97,9 @@ class Outbox:
 
     @property
     def dropped(self) -> int:
-        """Messages that were pushed out, or left at the end."""
+        """Messages that were pushed out and that the sender does not count yet."""
         with self._lock:
-            return self._dropped
+            return sum(self._lost.values())
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all that was appended before has been sent, dropped or is in doubt; false where it took too long.
@@ -125,14 +125,18 @@ class Outbox:
         with self._lock:
             self._accepting = False
             flushed = self.flush(timeout)
-            left = len(self._waiting)
             self._open = False
-            self._dropped += left
+            left = len(self._waiting)
+            for channel, _ in self._waiting:
+                self._lose(channel)
             self._waiting.clear()
             self._bytes = 0
+            lost, self._lost = self._lost, {}
             self._changed.notify_all()
+        if lost:
+            self._sender().drop(lost, AWAY)
         if left:
-            log.warning("%d status messages were dropped: Redis did not take them before the end", left)
+            self._sender().warn("left", f"{left} were dropped")
         return flushed
 
     def abandon(self) -> None:
@@ -144,9 +148,12 @@ class Outbox:
         while len(self._waiting) > self.size or (self._bytes > BYTES_MAX and len(self._waiting) > 1):
             channel, payload = self._waiting.popleft()
             self._bytes -= len(payload)
-            self._dropped += 1
-            if channel in self._lost or len(self._lost) < CHANNELS_MAX:
-                self._lost[channel] = self._lost.get(channel, 0) + 1
+            self._lose(channel)
+
+    def _lose(self, channel: str) -> None:
+        if channel not in self._lost and len(self._lost) >= CHANNELS_MAX:
+            channel = ""  # counted, and told to nobody
+        self._lost[channel] = self._lost.get(channel, 0) + 1
 
     # What follows runs in the thread.
 
@@ -155,12 +162,12 @@ class Outbox:
             sender = self._sender()
             notice = OVERRUN if sender.is_connected else AWAY
             # Before anything is taken from the queue: what an outage pushes out of it is the oldest, without exception.
-            sender.connect()
+            sender.connect(lambda: self._open)
             lost = self._take()
             if not self._sending:  # closed meanwhile
                 return
             if lost:
-                sender.owe(lost, notice)
+                sender.drop(lost, notice)
                 if notice is OVERRUN:
                     sender.warn("overrun", f"{sum(lost.values())} by now")
             try:
@@ -203,8 +210,12 @@ class Outbox:
                 self._bytes += sum(len(payload) for _, payload in left)
                 self._trim()
             else:
-                self._dropped += len(left)
+                for channel, _ in left:
+                    self._lose(channel)
+            lost, self._lost = ({}, self._lost) if self._open else (self._lost, {})
             self._changed.notify_all()
+        if lost:
+            self._sender().drop(lost, AWAY)
 
 
 _all: "weakref.WeakSet[Outbox]" = weakref.WeakSet()

@@ -42,6 +42,9 @@ REFUSED_RETRY_MAX = 30.0
 # Channels whose drops are told apart; a process that publishes on more gets the rest in the total only.
 CHANNELS_MAX = 1024
 
+# How soon a queue that was closed while Redis is away lets go of its thread.
+WANTED_EVERY = 0.1
+
 AWAY = "StatusMessenger: {} messages dropped while Redis was away"
 OVERRUN = "StatusMessenger: {} messages dropped, for more came than Redis took"
 
@@ -52,6 +55,7 @@ BATCH_BUDGET = 5.0
 _NEWS = {
     "away": "Redis at %s is away, dropping status messages until it is back: %s",
     "queued": "Redis at %s is away, status messages wait until it is back: %s",
+    "left": "Redis at %s did not take all status messages before their queue was closed: %s",
     "overrun": "Redis at %s takes status messages more slowly than they come, the oldest are dropped: %s",
     "slow": "Redis at %s is slow, status messages may be lost: %s",
     "refused": "Redis at %s refuses a status message: %s",
@@ -174,16 +178,20 @@ class Sender:
         """Whether there is a connection, for all that is known."""
         return self._wire is not None
 
-    def connect(self) -> None:
-        """Wait for a connection as long as it takes, and make it here unless a helper is at it; for a queue's thread.
+    def connect(self, wanted: Callable[[], bool]) -> None:
+        """Wait for a connection for as long as it is wanted; for a queue's thread.
 
-        Here, because threads cannot be started any more once the interpreter is ending, when queues are flushed.
+        The helper makes it, for it goes on where this queue is closed. Threads cannot be started any more once the
+        interpreter is ending, when queues are flushed: then it is made here.
         """
         with self._state:
-            self._state.wait_for(lambda: self._wire is not None or self._closed or self._helper is None)
-            if self._wire is not None or self._closed:
+            while self._wire is None and not self._closed and wanted():
+                if self._helper is None and not self._can_start_helper("queued"):
+                    self._begin_attempts(threading.current_thread())
+                    break
+                self._state.wait(WANTED_EVERY)
+            else:
                 return
-            self._begin_attempts(threading.current_thread())
         self._connect("queued")
 
     def publish_batch(self, batch: Sequence[tuple[str, bytes]]) -> int:
@@ -224,10 +232,16 @@ class Sender:
                 self.warn("away", f"{written - len(answers)} are in doubt: {trouble}")
         return written
 
-    def owe(self, lost: Mapping[str, int], notice: str) -> None:
-        """Have each channel of `lost` told, ahead of the next message, how many of its messages were dropped."""
+    def drop(self, lost: Mapping[str, int], notice: str) -> None:
+        """Count messages of a queue as dropped, and have their channels told ahead of the next message.
+
+        Args:
+            lost: how many, by channel; those of the channel "" are told to nobody.
+            notice: AWAY or OVERRUN.
+        """
         with self._state:
-            self._remember({(notice, channel): number for channel, number in lost.items()})
+            self._dropped += sum(lost.values())
+            self._remember({(notice, channel): number for channel, number in lost.items() if channel})
 
     def _in_turn(self, channel: bytes, message: bytes, deadline: float) -> int:
         if not self._turns.take(deadline - time.monotonic()):
@@ -271,8 +285,15 @@ class Sender:
                 raise Dropped(self._failure or "no connection within the time that a publish may take")
             return self._wire
 
-    def _start_helper(self) -> None:
-        helper = threading.Thread(target=self._connect, name="client-connect", daemon=True)
+    def _can_start_helper(self, news: str) -> bool:
+        try:
+            self._start_helper(news)
+        except Dropped:
+            return False
+        return True
+
+    def _start_helper(self, news: str | None = None) -> None:
+        helper = threading.Thread(target=self._connect, args=(news,), name="client-connect", daemon=True)
         self._begin_attempts(helper)
         try:
             helper.start()

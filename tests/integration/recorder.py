@@ -15,7 +15,8 @@ class Recorder:
     """Listens on a port of its own and forwards to `port`; use it as a context manager.
 
     Attributes:
-        said: what each connection sent, in the order of connecting.
+        said: what each connection sent and was passed on, in the order of connecting.
+        heard: what each connection was answered.
         deaf: while set, nothing is forwarded either way, and nothing is read.
         mute: while set, requests go through and replies do not.
     """
@@ -25,6 +26,7 @@ class Recorder:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self.listener.getsockname()[1]}"
         self.said: list[bytearray] = []
+        self.heard: list[bytearray] = []
         self.deaf = threading.Event()
         self.mute = threading.Event()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
@@ -61,6 +63,21 @@ class Recorder:
         """For each connection the (channel, message) pairs that it sent wholly."""
         return [[tuple(c[1:]) for c in commands if c[0] == b"PUBLISH"] for commands in self.commands()]
 
+    def answered(self):
+        """For each connection the (channel, message) pairs that Redis took, and whose answer went back."""
+        found = []
+        for commands, heard in zip(self.commands(), self.heard, strict=True):
+            replies = hiredis.Reader()
+            replies.feed(bytes(heard))
+            found.append([])
+            for command in commands:
+                reply = replies.gets()
+                if reply is False:
+                    break
+                if command[0] == b"PUBLISH" and isinstance(reply, int):
+                    found[-1].append(tuple(command[1:]))
+        return found
+
     def _run(self):
         with selectors.DefaultSelector() as selector:
             selector.register(self.listener, selectors.EVENT_READ)
@@ -80,23 +97,22 @@ class Recorder:
         except OSError:
             client.close()
             return
-        said = bytearray()
-        self.said.append(said)
+        self.said.append(bytearray())
+        self.heard.append(bytearray())
         self._pairs.append((client, server))
-        selector.register(client, selectors.EVENT_READ, (server, said))
-        selector.register(server, selectors.EVENT_READ, (client, None))
+        selector.register(client, selectors.EVENT_READ, (server, self.said[-1], False))
+        selector.register(server, selectors.EVENT_READ, (client, self.heard[-1], True))
 
     def _forward(self, selector, key):
-        there, said = key.data
-        if said is None and self.mute.is_set():
+        there, record, is_reply = key.data
+        if is_reply and self.mute.is_set():
             threading.Event().wait(0.002)
             return
         try:
             data = key.fileobj.recv(65536)
-            if said is not None:
-                said += data
             if data:
                 there.sendall(data)
+                record += data
                 return
         except OSError:
             pass

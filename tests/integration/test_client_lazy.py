@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from client import RedisPrep, dump
+from client import RedisPrep, dump, lazy
 from tests.integration.test_client_messenger import until
 from tests.integration.test_client_prep import ROOT, RUN, dumped, fresh_client, server, wd  # noqa: F401
 
@@ -53,6 +53,14 @@ def test_all_of_a_directory_share_the_clock(server, wd, writes):  # noqa: F811
         run["b"] = 2
     assert len(writes) == 1
     assert dumped(wd)["timestamps:a"] == "19"
+
+
+def test_of_two_intervals_the_shorter_counts(tmp_path):
+    where = dump.Dump(str(tmp_path))
+    first = lazy.lazy_dump(RUN, where, dict, 60.0)
+    assert lazy.lazy_dump(RUN, where, dict, 0.5) is first
+    assert lazy.lazy_dump(RUN, where, dict, 2.0).interval == 0.5
+    assert lazy.lazy_dump("other", where, dict, 2.0) is not first
 
 
 def test_closing_twice_and_going_on(server, wd, writes):  # noqa: F811

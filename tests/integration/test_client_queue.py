@@ -299,7 +299,7 @@ def test_the_end_of_a_program_without_redis_is_bounded():
     start = time.monotonic()
     done = program("redis://127.0.0.1:1", EXIT + "import logging; logging.basicConfig()")
     assert time.monotonic() - start < 6.0
-    assert "3000 status messages were dropped" in done.stderr
+    assert "their queue was closed: 3000 were dropped" in done.stderr
 
 
 FORK = """

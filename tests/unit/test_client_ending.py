@@ -1,9 +1,12 @@
 """What is done before a process ends."""
 
+import multiprocessing.util
 import subprocess
 import sys
 
 import pytest
+
+from client import ending
 
 FIRST = (
     "from client.ending import before_exit\ndef last(): print('last', flush=True)\n"
@@ -34,6 +37,22 @@ FORK_EXIT = FIRST + "import os\nchild = os.fork()\nif child: os.waitpid(child, 0
 def test_once_in_each_process_that_ends_in_order(source, printed):
     done = subprocess.run([sys.executable, "-W", "error", "-c", source], capture_output=True, text=True, check=True)
     assert done.stdout == printed
+
+
+def test_asking_again_registers_nothing_more(monkeypatch):
+    registered = []
+    monkeypatch.setattr(ending.atexit, "register", registered.append)
+    monkeypatch.setattr(ending, "_known", set())
+
+    def last():
+        raise AssertionError("not in this process")
+
+    for _ in range(3):
+        ending.before_exit(last)
+    assert registered == [last]
+    for _, finalizer in list(multiprocessing.util._finalizer_registry.items()):
+        if finalizer._callback is last:
+            finalizer.cancel()
 
 
 def test_multiprocessing_is_not_imported_for_it():

@@ -9,7 +9,8 @@ import pytest
 import client
 
 NAMES = [
-    "QueuedMessenger", "RedisPrep", "StatusMessenger", "StatusMessengerHandler", "TaskEnum", "configure", "timed",
+    "QueuedMessenger", "RedisPrep", "StatusMessenger", "StatusMessengerHandler", "TaskEnum", "configure",
+    "run_and_stream", "status_logging", "timed",
 ]  # fmt: skip
 
 

@@ -1,0 +1,166 @@
+"""F34: workers that fork, with many threads, while Redis is killed, frozen, silent, cut off and full.
+
+The judge is a recorder before Redis: it sees what each connection of each process really said and was answered, and
+knows nothing of the client's own counts until the end, when the two must agree to the line.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.conftest import ADMIN
+from tests.integration.recorder import Recorder
+
+ROOT = Path(__file__).parents[2]
+THREADS, LINES = 4, 2500
+PROCESSES = 3
+
+WORKER = """
+import json, os, sys, threading, time
+from client import StatusMessenger
+
+mode, threads, lines = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+
+def configure():
+    if mode == "queued":
+        StatusMessenger.configure(queue=3000)
+
+def say(name, thread):
+    for line in range(lines):
+        StatusMessenger.publish("run1:wepp", f"{name} {thread} {line}")
+        if line % 10 == 0:
+            time.sleep(0.004)  # the step's own work, so that the faults fall among the lines
+
+def work(name):
+    configure()
+    all_threads = [threading.Thread(target=say, args=(name, thread)) for thread in range(threads)]
+    for thread in all_threads:
+        thread.start()
+    for thread in all_threads:
+        thread.join()
+    StatusMessenger.flush(15)
+    counts = StatusMessenger.counts()._asdict()
+    os.write(1, (json.dumps({"name": name, "counts": counts}) + "\\n").encode())
+
+configure()
+StatusMessenger.publish("run1:wepp", "parent first 0")
+children = []
+for child in ("one", "two"):
+    pid = os.fork()
+    if not pid:
+        work(child)
+        os._exit(0)
+    children.append(pid)
+work("parent")
+codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+sys.exit(any(codes))
+"""
+
+
+def kill(server, recorder):
+    server.kill()
+    time.sleep(0.5)
+    server.start()
+
+
+def freeze(server, recorder):
+    server.pause()
+    time.sleep(1.5)
+    server.resume()
+
+
+def silence(server, recorder):
+    recorder.mute.set()
+    time.sleep(1.2)
+    recorder.mute.clear()
+
+
+def swallow(server, recorder):
+    recorder.deaf.set()
+    time.sleep(1.2)
+    recorder.deaf.clear()
+
+
+def cut(server, recorder):
+    for _ in range(10):
+        recorder.cut()
+        time.sleep(0.05)
+
+
+def full(server, recorder):
+    user, password = ADMIN
+    with redis.Redis(port=server.port, username=user, password=password, single_connection_client=True) as admin:
+        admin.config_set("maxclients", 1)
+        recorder.cut()
+        time.sleep(0.5)
+        admin.config_set("maxclients", 1000)
+
+
+def nothing(server, recorder):
+    pass
+
+
+@pytest.mark.parametrize("mode", ["direct", "queued"])
+@pytest.mark.parametrize("fault", [nothing, kill, freeze, silence, swallow, cut, full], ids=lambda f: f.__name__)
+def test_each_line_is_accounted_for(redis_server, mode, fault):
+    with Recorder(redis_server.port) as recorder:
+        reports = run(redis_server, recorder, mode, fault)
+    judge(recorder, reports, mode)
+    if fault is nothing and mode == "queued":
+        assert all(counts["published"] >= THREADS * LINES for counts in reports.values()), reports
+
+
+def run(server, recorder, mode, fault):
+    """Run the program with the fault a moment after its first line; the counts that each of its processes gives."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", WORKER, mode, str(THREADS), str(LINES)]
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"REDIS_URL": recorder.url}, **pipes) as process:
+        try:
+            deadline = time.monotonic() + 10
+            while len(recorder.said) < PROCESSES and time.monotonic() < deadline:
+                time.sleep(0.01)
+            fault(server, recorder)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, "Traceback" in err) == (0, False), err
+    return {report["name"]: report["counts"] for report in map(json.loads, out.splitlines())}
+
+
+def judge(recorder, reports, mode):
+    assert set(reports) == {"parent", "one", "two"}
+    said = [[line.split(b" ") for _, line in lines if not line.startswith(b"StatusMessenger: ")]
+            for lines in recorder.published()]  # fmt: skip
+    for lines in said:
+        assert len({name for name, _, _ in lines}) <= 1, "no two processes speak on one connection"
+    everything = [(name, thread, int(line)) for lines in said for name, thread, line in lines]
+    assert len(set(everything)) == len(everything), "no line is said twice"
+    answered = [line.split(b" ")[0] for lines in recorder.answered() for _, line in lines]
+    for name, counts in reports.items():
+        total = THREADS * LINES + (name == "parent")
+        assert sum(counts.values()) == total, "each line is published, dropped, in doubt or still waiting"
+        mine = [line for line in everything if line[0] == name.encode()]
+        taken = answered.count(name.encode())
+        assert len(mine) <= counts["published"] + counts["in_doubt"], "nothing dropped was said"
+        assert counts["published"] <= taken <= counts["published"] + counts["in_doubt"], (name, counts, taken)
+        for thread in range(THREADS):
+            lines = [line for _, t, line in mine if t == b"%d" % thread]
+            assert lines == sorted(lines), "in order, over all connections"
+        # A notice stands for each line that was dropped while Redis was away; refused ones are told by nobody.
+    if mode == "queued":
+        assert not any(counts["waiting"] for counts in reports.values())
+
+
+def test_the_judge_sees_a_line_that_is_said_twice(redis_server):
+    with Recorder(redis_server.port) as recorder:
+        reports = run(redis_server, recorder, "queued", nothing)
+        recorder.said.append(bytearray(recorder.said[-1]))
+        recorder.heard.append(bytearray(recorder.heard[-1]))
+    with pytest.raises(AssertionError, match="no line is said twice"):
+        judge(recorder, reports, "queued")
