@@ -334,6 +334,28 @@ def test_a_child_of_a_fork_has_an_empty_queue_and_a_connection_of_its_own(redis_
         assert sorted(spoke, key=str) == [{b"child"}, {b"parent"}], "each on its own connection"
 
 
+OWN = """
+import os, sys
+from client import QueuedMessenger
+mine = QueuedMessenger()
+for number in range(1000):
+    mine.publish("r1:wepp", f"parent {number}")
+child = os.fork()
+if not child:
+    assert mine.counts() == (0, 0, 0, 0), mine.counts()
+    assert mine.publish("r1:wepp", "child, directly") == 1
+    sys.exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_messenger_of_ones_own_is_direct_in_a_child(redis_url):
+    with subscribed(redis_url, "r1:wepp") as following:
+        program(redis_url, OWN)
+        lines = [following()[1].decode() for _ in range(1001)]
+    assert [line for line in lines if line != "child, directly"] == [f"parent {number}" for number in range(1000)]
+
+
 POOLS = """
 import multiprocessing, sys
 from concurrent.futures import ProcessPoolExecutor
