@@ -520,7 +520,7 @@ def test_a_mutator_raises_connection_error_within_its_budget(wd, request, kind, 
         with pytest.raises(redis.ConnectionError, match=rf"Redis at redis://.* gave no answer within {retry:g} s"):
             run.timestamp(TaskEnum.run_wepp)
         times.append(time.monotonic() - start)
-    assert retry / 2 < min(times) < retry
+    assert retry / 3 < min(times) < retry  # its last pause may be one too long
     assert (wd / "redisprep.dump").read_text() == '{"timestamps:x": "1"}'
 
 
