@@ -85,8 +85,10 @@ class Server:
     def _make_service(self, settings: ServiceSettings) -> Service:
         commands = Commands(settings, self.fail)
 
+        deliver = self.deliver if self.settings.coalesce_ms else self.flush
+
         def make_link(number: int) -> Link:
-            return Link(settings, self.core, number, self.deliver, self.fail)
+            return Link(settings, self.core, number, deliver, self.fail)
 
         if settings.name == "status":
             return Status(self.core, settings, make_link, commands, self.settings.max_published_size)
@@ -189,8 +191,8 @@ class Server:
                 service.recheck(TICK)
 
     def deliver(self) -> None:
-        """Behind each read from Redis: flushes now, or lets the messages wait for others of their topics."""
-        if not self._coalesce or self.core.bulky:
+        """Behind each read from Redis, with `coalesce_ms`: lets the messages wait for others of their topics."""
+        if self.core.bulky:
             self.flush()
         elif not self._waiting:
             self._waiting = self.loop.call_later(self._coalesce, self.flush)

@@ -302,6 +302,12 @@ class Upstream(asyncio.BufferedProtocol, ABC):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Of asyncio.BufferedProtocol: bytes from Redis."""
+        self.digest(nbytes)
+        if nbytes == READ_SIZE or self.behind():
+            self.rest()
+
+    def digest(self, nbytes: int) -> None:
+        """Takes what whole replies the buffer's first `nbytes` complete."""
         try:
             for start in range(0, nbytes, SLICE):
                 self._reader.feed(self._buffer, start, min(SLICE, nbytes - start))  # type: ignore[arg-type]
@@ -310,11 +316,8 @@ class Upstream(asyncio.BufferedProtocol, ABC):
                 self.abort(f"a reply of more than {MAX_REPLY} bytes")
         except (hiredis.ProtocolError, MemoryError) as error:
             self.abort(f"Redis sent what is no reply: {error or 'longer than there is memory'}")
-        self.read_ended()
-        if nbytes == READ_SIZE or self.behind():
-            self._rest()
 
-    def _rest(self) -> None:
+    def rest(self) -> None:
         """Gives all others their turn before the next read.
 
         libuv reads up to 32 times in a row: 2 MiB, of which a client that is quick had no chance to take any.
@@ -347,9 +350,6 @@ class Upstream(asyncio.BufferedProtocol, ABC):
     @abstractmethod
     def take_replies(self) -> None:
         """Takes whatever whole replies the reader has."""
-
-    def read_ended(self) -> None:
-        """Behind the last reply of one read from Redis."""
 
     def behind(self) -> bool:
         """Whether what was read should be delivered before more is."""

@@ -76,7 +76,18 @@ def test_a_unix_socket_left_behind_is_replaced_and_a_living_one_is_not(tmp_path)
     sock = server._listen(listen)
     with pytest.raises(ListenError, match="listens there already"):
         server._listen(listen)
-    server._unlisten(sock, listen.listen)
+    server._unlisten(sock)
+    assert not (tmp_path / "relay.sock").exists()
+
+
+def test_a_unix_socket_that_is_anothers_by_now_stays(tmp_path):
+    listen = load(STATUS_LISTEN_ADDR=f"unix:{tmp_path / 'relay.sock'}").status
+    first = server._listen(listen)
+    (tmp_path / "relay.sock").unlink()
+    second = server._listen(listen)
+    server._unlisten(first)
+    assert (tmp_path / "relay.sock").exists()
+    server._unlisten(second)
     assert not (tmp_path / "relay.sock").exists()
 
 
