@@ -22,11 +22,13 @@ class Step:
     Args:
         channel: where they are published.
         call: the step as a call, such as `run_wepp(run1)`.
+        job: what `job_prefix()` says in the thread of the job; rq before 3.0 knows it in no other.
     """
 
-    def __init__(self, channel: str, call: str) -> None:
+    def __init__(self, channel: str, call: str, job: str) -> None:
         self.channel = channel
         self.call = call
+        self.job = job
 
     def started(self) -> None:
         """It begins."""
@@ -45,7 +47,7 @@ class Step:
         self._say(f"TRIGGER   {name} {event}")
 
     def _say(self, text: str) -> None:
-        StatusMessenger.publish(self.channel, f"{job_prefix()}{text}")
+        StatusMessenger.publish(self.channel, f"{self.job}{text}")
 
 
 def job_prefix() -> str:

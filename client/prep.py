@@ -23,6 +23,8 @@ from client.connection import address, resolved_run_id, working_directory
 from client.dump import Dump
 from client.keys import TaskEnum
 from client.lazy import LazyDump, lazy_dump
+from client.lines import job_prefix
+from client.messenger import check_channel
 from client.store import Store, store
 from client.timing import locking, timing
 
@@ -317,7 +319,10 @@ class RedisPrep:
         Raises:
             TypeError, ValueError: the channel is no str, or is empty.
         """
-        return timing(self, task, started=started, failed=failed, channel=channel, call=f"{task}({self.run_id})")
+        if channel is not None:
+            check_channel(channel)
+        call = f"{task}({self.run_id})"
+        return timing(self, task, started=started, failed=failed, channel=channel, call=call, job=job_prefix())
 
     def locked(self, name: str) -> AbstractContextManager[None]:
         """A context manager that shows a controller of the run as locked; a sign for people, and no mutex."""

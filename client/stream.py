@@ -55,6 +55,7 @@ def run_and_stream(
     check: bool = False,
     encoding: str = "utf-8",
     keep: int | None = KEEP,
+    on_start: "Callable[[subprocess.Popen[bytes]], object] | None" = None,
 ) -> "subprocess.CompletedProcess[str]":
     r"""Run a command, publish each line of its output as it comes, and return the output as `subprocess.run` does.
 
@@ -84,6 +85,7 @@ def run_and_stream(
         encoding: of its output; what is not in it appears as in `\xff`.
         keep: lines to return, the last ones, a piece of a long line counting as one; the text then begins with a line
             that says how many are missing. None for all.
+        on_start: called with the process once it runs; what it raises ends the command.
 
     Returns:
         With `stdout` the text, stderr's among it, all ends of line as \n; and `stderr` None.
@@ -111,7 +113,7 @@ def run_and_stream(
             env=env,
             start_new_session=True,
         ) as process:
-            in_time = _follow(process, decoder, lines, deadline)
+            in_time = _follow(process, decoder, lines, deadline, on_start)
     if timeout is not None and not in_time:
         raise subprocess.TimeoutExpired(args, timeout, lines.text())
     done = subprocess.CompletedProcess(args, process.returncode, lines.text())
@@ -151,18 +153,24 @@ def _decoder(encoding: str) -> codecs.IncrementalDecoder:
 
 
 def _follow(
-    process: "subprocess.Popen[bytes]", decoder: codecs.IncrementalDecoder, lines: "_Lines", deadline: float
+    process: "subprocess.Popen[bytes]",
+    decoder: codecs.IncrementalDecoder,
+    lines: "_Lines",
+    deadline: float,
+    on_start: "Callable[[subprocess.Popen[bytes]], object] | None",
 ) -> bool:
     """Feed `lines` until the process has ended; false where it had to be ended because its time was over."""
     try:
+        if on_start is not None:
+            on_start(process)
         _read(process, decoder, lines, deadline)
         in_time = _wait(process, deadline)
         if not in_time:
-            _kill(process)
+            end(process)
             _read(process, decoder, lines, math.inf)
         return in_time
     except BaseException:
-        _kill(process)
+        end(process)
         raise
     finally:
         lines.feed(decoder.decode(b"", final=True))
@@ -198,8 +206,8 @@ def _wait(process: "subprocess.Popen[bytes]", deadline: float) -> bool:
     return True
 
 
-def _kill(process: "subprocess.Popen[bytes]") -> None:
-    """End the whole group; not once the process is gone, for its number may be another's by then.
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """End the whole group by SIGKILL; not once the process is gone, for its number may be another's by then.
 
     It is waited for here, because Popen's own block does not wait any more after a KeyboardInterrupt.
     """

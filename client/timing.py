@@ -1,6 +1,5 @@
 """Steps of a run that say themselves when they began, ended or failed."""
 
-import asyncio
 import functools
 import inspect
 import logging
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from redis.exceptions import RedisError
 
 from client import keys
+from client.executor import checklists
 from client.keys import TaskEnum
-from client.lines import Step, shown_call
+from client.lines import Step, job_prefix, shown_call
 from client.messenger import check_channel
 
 if TYPE_CHECKING:
@@ -30,12 +30,10 @@ _FINDABLE = ("prep", "self", "cls", "wd", "runid", "run_id")
 
 @contextmanager
 def timing(
-    prep: "RedisPrep", task: TaskEnum | str, *, started: bool, failed: bool, channel: str | None, call: str
+    prep: "RedisPrep", task: TaskEnum | str, *, started: bool, failed: bool, channel: str | None, call: str, job: str
 ) -> Iterator[None]:
-    """What `RedisPrep.timed` does; `call` is the step as its lines name it."""
-    if channel is not None:
-        check_channel(channel)
-    step = Step(_channel(prep.run_id, channel), call) if channel else None
+    """What `RedisPrep.timed` does; `call` is the step as its lines name it, `job` what `job_prefix()` says."""
+    step = Step(_channel(prep.run_id, channel), call, job) if channel else None
     with _optional(prep):
         if started:
             prep.note(keys.STARTED + str(task), int(time.time()), gone=keys.FAILED + str(task))
@@ -105,31 +103,24 @@ def timed(
 
         skipped = next(iter(signature.parameters), None) in ("self", "cls")
 
-        def around(args: tuple[Any, ...], kwargs: dict[str, Any]) -> AbstractContextManager[None]:
+        def around(args: tuple[Any, ...], kwargs: dict[str, Any], job: str) -> AbstractContextManager[None]:
             found = _prep_of(prep, signature, args, kwargs)
             shown = shown_call(function.__name__, args[skipped:], kwargs)
-            return timing(found, task, started=started, failed=failed, channel=channel, call=shown)
+            return timing(found, task, started=started, failed=failed, channel=channel, call=shown, job=job)
 
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
             async def wrapped_async(*args: P.args, **kwargs: P.kwargs) -> Any:
                 # Redis and the dump may take seconds, which are not the event loop's.
-                entered = await asyncio.to_thread(around, args, kwargs)
-                await asyncio.to_thread(entered.__enter__)
-                try:
-                    result = await function(*args, **kwargs)
-                except BaseException as error:
-                    await asyncio.to_thread(_leave, entered, error)
-                    raise
-                await asyncio.to_thread(_leave, entered, None)
-                return result
+                async with checklists.entered(functools.partial(around, args, kwargs, job_prefix())):
+                    return await function(*args, **kwargs)
 
             return cast(Callable[P, R], wrapped_async)
 
         @functools.wraps(function)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-            with around(args, kwargs):
+            with around(args, kwargs, job_prefix()):
                 return function(*args, **kwargs)
 
         return wrapped
@@ -139,10 +130,6 @@ def timed(
 
 def _channel(run_id: str, channel: str) -> str:
     return channel if ":" in channel else keys.channel(run_id, channel)
-
-
-def _leave(entered: AbstractContextManager[None], error: BaseException | None) -> None:
-    entered.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
 
 
 def _prep_of(

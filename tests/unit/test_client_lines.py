@@ -6,7 +6,7 @@ import types
 import pytest
 
 from client import lines
-from client.lines import ARGUMENT_MAX, Step, shown_call
+from client.lines import ARGUMENT_MAX, Step, job_prefix, shown_call
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def job(monkeypatch):
 
 
 def test_the_four_lines(said, job):
-    step = Step("run1:wepp", "run_wepp(run1)")
+    step = Step("run1:wepp", "run_wepp(run1)", job_prefix())
     step.started()
     step.completed()
     step.trigger("wepp", "WEPP_RUN_TASK_COMPLETED")
@@ -41,13 +41,13 @@ def test_the_four_lines(said, job):
 
 def test_without_a_job_there_is_no_id(said, job):
     job.current = None
-    Step("run1:wepp", "f()").started()
+    Step("run1:wepp", "f()", job_prefix()).started()
     assert said == [("run1:wepp", "STARTED f()")]
 
 
 def test_rq_is_not_imported_for_it(said, monkeypatch):
     monkeypatch.delitem(sys.modules, "rq", raising=False)
-    Step("run1:wepp", "f()").completed()
+    Step("run1:wepp", "f()", job_prefix()).completed()
     assert said == [("run1:wepp", "COMPLETED f()")]
     assert "rq" not in sys.modules
 
