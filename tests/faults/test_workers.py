@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from rq import Queue
 
 from tests.conftest import ADMIN
 from tests.integration.recorder import Recorder
@@ -20,6 +21,7 @@ from tests.integration.recorder import Recorder
 ROOT = Path(__file__).parents[2]
 THREADS, LINES = 4, 2500
 PROCESSES = 3
+TOTALS = {"parent": THREADS * LINES + 1, "one": THREADS * LINES, "two": THREADS * LINES}
 
 WORKER = """
 import json, os, sys, threading, time
@@ -122,9 +124,7 @@ def run(server, recorder, mode, fault):
     command = [sys.executable, "-c", WORKER, mode, str(THREADS), str(LINES)]
     with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"REDIS_URL": recorder.url}, **pipes) as process:
         try:
-            deadline = time.monotonic() + 10
-            while len(recorder.said) < PROCESSES and time.monotonic() < deadline:
-                time.sleep(0.01)
+            heard_of(recorder, PROCESSES)
             fault(server, recorder)
             out, err = process.communicate(timeout=60)
         finally:
@@ -133,8 +133,15 @@ def run(server, recorder, mode, fault):
     return {report["name"]: report["counts"] for report in map(json.loads, out.splitlines())}
 
 
-def judge(recorder, reports, mode):
-    assert set(reports) == {"parent", "one", "two"}
+def heard_of(recorder, connections):
+    deadline = time.monotonic() + 10
+    while len(recorder.said) < connections and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(recorder.said) >= connections
+
+
+def judge(recorder, reports, mode, totals=TOTALS):
+    assert set(reports) == set(totals)
     said = [[line.split(b" ") for _, line in lines if not line.startswith(b"StatusMessenger: ")]
             for lines in recorder.published()]  # fmt: skip
     for lines in said:
@@ -143,8 +150,7 @@ def judge(recorder, reports, mode):
     assert len(set(everything)) == len(everything), "no line is said twice"
     answered = [line.split(b" ")[0] for lines in recorder.answered() for _, line in lines]
     for name, counts in reports.items():
-        total = THREADS * LINES + (name == "parent")
-        assert sum(counts.values()) == total, "each line is published, dropped, in doubt or still waiting"
+        assert sum(counts.values()) == totals[name], "each line is published, dropped, in doubt or still waiting"
         mine = [line for line in everything if line[0] == name.encode()]
         taken = answered.count(name.encode())
         assert len(mine) <= counts["published"] + counts["in_doubt"], "nothing dropped was said"
@@ -152,9 +158,41 @@ def judge(recorder, reports, mode):
         for thread in range(THREADS):
             lines = [line for _, t, line in mine if t == b"%d" % thread]
             assert lines == sorted(lines), "in order, over all connections"
-        # A notice stands for each line that was dropped while Redis was away; refused ones are told by nobody.
     if mode == "queued":
         assert not any(counts["waiting"] for counts in reports.values())
+
+
+@pytest.mark.parametrize("fault", [kill, freeze, swallow, full], ids=lambda f: f.__name__)
+def test_each_line_of_a_work_horse_is_accounted_for(redis_server, redis_url, fault):
+    """Work-horses leave through os._exit; that what waits there is lost without client.rq is tried beside its tests."""
+    names = ("one", "two")
+    with Recorder(redis_server.port) as recorder, redis.Redis.from_url(redis_url) as connection:
+        queue = Queue(connection=connection)
+        jobs = {name: queue.enqueue("tests.faults.jobs.say", name, THREADS, LINES) for name in names}
+        program = [sys.executable, "-c", "from rq.cli import main; main()", "worker"]
+        command = [*program, "--burst", "--quiet", "--url", redis_url, "--worker-class", "client.rq.Worker"]
+        env = os.environ | {"REDIS_URL": recorder.url, "PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                for horse in (1, 2):
+                    heard_of(recorder, horse)
+                    fault(redis_server, recorder)
+                    wait_for(jobs[names[horse - 1]])
+                _, err = process.communicate(timeout=60)
+            finally:
+                process.kill()
+        assert (process.returncode, "Traceback" in err) == (0, False), err
+        reports = {name: job.return_value() for name, job in jobs.items()}
+    # What waited when the job returned was sent before its work-horse ended.
+    judge(recorder, {name: counts | {"published": counts["published"] + counts["waiting"], "waiting": 0}
+                     for name, counts in reports.items()}, "queued", dict.fromkeys(names, THREADS * LINES))  # fmt: skip
+
+
+def wait_for(job):
+    deadline = time.monotonic() + 60
+    while not job.is_finished and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert job.is_finished, job.get_status()
 
 
 def test_the_judge_sees_a_line_that_is_said_twice(redis_server):
