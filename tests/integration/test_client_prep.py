@@ -614,3 +614,21 @@ def test_a_child_of_a_fork_has_its_own_connection(server, redis_url, wd):
         [sys.executable, "-W", "error", "-c", FORK, str(wd)], check=True, cwd=ROOT, env=environment, timeout=30
     )
     assert dumped(wd) == {"attrs:loaded": "true", "timestamps:child": "1", "timestamps:parent": "2"}
+
+
+def test_a_redis_without_memory_says_so_and_the_old_dump_stays(redis_server, wd, caplog):
+    """Its PUBLISH still works, so the run's lines do, too."""
+    configure(redis_server.url)
+    run = RedisPrep(str(wd))
+    run.timestamp(TaskEnum.build_soils)
+    before = (wd / "redisprep.dump").read_bytes()
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.config_set("maxmemory", "1")
+    for change in (lambda: run.timestamp(TaskEnum.build_climate), lambda: run.set_rq_job_id("wepp", "j1")):
+        with pytest.raises(redis.exceptions.OutOfMemoryError, match="used memory > 'maxmemory'"):
+            change()
+    RedisPrep(str(wd), best_effort=True).timestamp(TaskEnum.build_climate)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert (wd / "redisprep.dump").read_bytes() == before
+    assert run["build_soils"] is not None
+    assert run["build_climate"] is None
