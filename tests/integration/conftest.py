@@ -1,12 +1,16 @@
 """Clients that end with their test."""
 
 import contextlib
+import os
+import time
 
 import pytest
 import redis
 
+from client import StatusMessenger, configure, connection, messenger, prep, store
 from tests.conftest import Relay
 from tests.integration.peers import Peer
+from tests.integration.worker_rig import RUN
 
 
 @pytest.fixture(scope="module")
@@ -32,3 +36,47 @@ def worker():
     """A factory of connections to Redis, as workers have them: `worker(url)`, db 0 unless the URL names another."""
     with contextlib.ExitStack() as stack:
         yield lambda url, **options: stack.enter_context(redis.Redis.from_url(url, **options))
+
+
+@pytest.fixture
+def fresh_client(monkeypatch):
+    """A process that has used the worker client for nothing yet."""
+    for name in [name for name in os.environ if name.startswith("REDIS_")]:
+        monkeypatch.delenv(name)
+    for name in ("_url", "_found", "_resolver"):
+        monkeypatch.setattr(connection, name, None)
+    monkeypatch.setattr(prep._Outage, "told", False)
+    monkeypatch.setattr(messenger._Process, "sender", None)
+    yield
+    StatusMessenger.configure(queue=False)
+    if messenger._Process.sender is not None:
+        messenger._Process.sender.close()
+    for used in store._stores.values():
+        used.redis.connection_pool.disconnect()
+    store._stores.clear()
+
+
+@pytest.fixture
+def server(redis_url, fresh_client):
+    """The shared Redis, known to the worker client; a plain client of it on database 0."""
+    configure(redis_url + "/5")
+    with redis.Redis.from_url(redis_url, db=0, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+def wd(tmp_path):
+    (tmp_path / RUN).mkdir()
+    return tmp_path / RUN
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The second that the worker's clock shows; changed by assigning `clock.now`."""
+
+    class Clock:
+        now = 1_714_168_234
+
+    clock = Clock()
+    monkeypatch.setattr(time, "time", lambda: clock.now + 0.9)
+    return clock

@@ -20,24 +20,17 @@ from client import StatusMessenger as Plain
 from client import TaskEnum, aio, configure, messenger, prep, stream, timed
 from client.aio import RedisPrep, StatusMessenger, run_and_stream
 from client.testing import CaptureMessenger
-from tests.integration.test_client_messenger import closed_port, mute_server, subscribed
-from tests.integration.test_client_prep import RUN, fresh_client, server, wd  # noqa: F401
+from tests.integration.worker_rig import RUN, closed_port, mute_server, subscribed
 
 ROOT = Path(__file__).parents[2]
 CLIMATE = TaskEnum.build_climate
 CHANNEL = f"{RUN}:wepp"
 
 
-@pytest.fixture(autouse=True)
-def fresh_messenger(monkeypatch):
-    monkeypatch.setattr(messenger._Process, "sender", None)
-    yield
-    Plain.configure(queue=False)
-    if messenger._Process.sender is not None:
-        messenger._Process.sender.close()
+pytestmark = pytest.mark.usefixtures("fresh_client")
 
 
-def fields(server):  # noqa: F811
+def fields(server):
     return {name: value for name, value in server.hgetall(RUN).items() if name != "attrs:loaded"}
 
 
@@ -107,7 +100,7 @@ def test_the_command_takes_what_its_twin_takes():
 # --- the checklist -----------------------------------------------------------------------------------------------
 
 
-async def test_all_that_a_checklist_does(server, wd):  # noqa: F811
+async def test_all_that_a_checklist_does(server, wd):
     run = await RedisPrep.getInstance(str(wd))
     assert (run.run_id, run.wd, run.cfg_fn) == (RUN, str(wd), None)
     assert repr(run) == f"<RedisPrep {RUN}>"
@@ -142,7 +135,7 @@ async def test_all_that_a_checklist_does(server, wd):  # noqa: F811
     assert await run.get_rq_job_ids() == {"run_wepp": "j1"}
 
 
-async def test_the_ways_to_a_checklist(server, wd, monkeypatch):  # noqa: F811
+async def test_the_ways_to_a_checklist(server, wd, monkeypatch):
     monkeypatch.setattr(client.connection, "_resolver", None)
     configure(resolver=lambda run_id: str(wd))
     async with await RedisPrep.open(str(wd), "a.cfg", run_id="other", dump="lazy", dump_interval=600) as run:
@@ -161,7 +154,7 @@ async def test_the_ways_to_a_checklist(server, wd, monkeypatch):  # noqa: F811
         await RedisPrep.peek("other").timestamp(CLIMATE)
 
 
-async def test_the_loop_goes_on_while_redis_is_away(wd):  # noqa: F811
+async def test_the_loop_goes_on_while_redis_is_away(wd):
     with mute_server() as url:
         configure(url)
         run = RedisPrep(prep.RedisPrep.__new__(prep.RedisPrep))
@@ -180,7 +173,7 @@ async def test_the_loop_goes_on_while_redis_is_away(wd):  # noqa: F811
 # --- steps -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_step(server, wd):  # noqa: F811
+async def test_a_step(server, wd):
     run = await RedisPrep.getInstance(str(wd))
     with CaptureMessenger() as said:
         async with run.timed(CLIMATE, started=True, failed=True, channel="wepp"):
@@ -195,7 +188,7 @@ async def test_a_step(server, wd):  # noqa: F811
         run.timed(CLIMATE, channel="")
 
 
-async def test_a_lock_goes_also_where_the_task_is_cancelled(server, wd):  # noqa: F811
+async def test_a_lock_goes_also_where_the_task_is_cancelled(server, wd):
     run, held = await RedisPrep.getInstance(str(wd)), asyncio.Event()
 
     async def hold():
@@ -212,7 +205,7 @@ async def test_a_lock_goes_also_where_the_task_is_cancelled(server, wd):  # noqa
     assert fields(server) == {"locked:wepp": "false"}
 
 
-def test_the_job_of_a_line_is_that_of_the_caller(server, wd, monkeypatch):  # noqa: F811
+def test_the_job_of_a_line_is_that_of_the_caller(server, wd, monkeypatch):
     """rq before 3.0 knows the job in the thread alone that runs it."""
     monkeypatch.setattr(
         client.lines, "job_prefix", lambda: "rq:7 " if threading.current_thread() is threading.main_thread() else ""

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from client import RedisPrep, dump, lazy
-from tests.integration.test_client_messenger import until
-from tests.integration.test_client_prep import ROOT, RUN, dumped, fresh_client, server, wd  # noqa: F401
+from tests.integration.worker_rig import ROOT, RUN, dumped, until
 
 NAMES = {"attrs:loaded": "true", "timestamps:a": "1", "timestamps:b": "2"}
 
@@ -29,7 +28,7 @@ def writes(monkeypatch):
     return written
 
 
-def test_many_changes_are_one_dump(server, wd, writes):  # noqa: F811
+def test_many_changes_are_one_dump(server, wd, writes):
     with RedisPrep(str(wd), dump="lazy", dump_interval=60.0) as run:
         for number in range(50):
             run["a"] = number
@@ -39,14 +38,14 @@ def test_many_changes_are_one_dump(server, wd, writes):  # noqa: F811
     assert dumped(wd)["timestamps:a"] == "49"
 
 
-def test_it_is_written_by_itself(server, wd):  # noqa: F811
+def test_it_is_written_by_itself(server, wd):
     run = RedisPrep(str(wd), dump="lazy", dump_interval=0.05)
     run["a"] = 1
     run["b"] = 2
     until(lambda: (wd / "redisprep.dump").exists() and dumped(wd) == NAMES)
 
 
-def test_all_of_a_directory_share_the_clock(server, wd, writes):  # noqa: F811
+def test_all_of_a_directory_share_the_clock(server, wd, writes):
     for number in range(20):
         RedisPrep(str(wd), dump="lazy", dump_interval=60.0)["a"] = number
     with RedisPrep(str(wd), dump="lazy", dump_interval=60.0) as run:
@@ -63,7 +62,7 @@ def test_of_two_intervals_the_shorter_counts(tmp_path):
     assert lazy.lazy_dump("other", where, dict, 2.0) is not first
 
 
-def test_closing_twice_and_going_on(server, wd, writes):  # noqa: F811
+def test_closing_twice_and_going_on(server, wd, writes):
     run = RedisPrep(str(wd), dump="lazy", dump_interval=60.0)
     run["a"] = 1
     run.close()
@@ -74,7 +73,7 @@ def test_closing_twice_and_going_on(server, wd, writes):  # noqa: F811
     assert dumped(wd) == NAMES
 
 
-def test_dump_writes_at_once(server, wd):  # noqa: F811
+def test_dump_writes_at_once(server, wd):
     run = RedisPrep(str(wd), dump="lazy", dump_interval=60.0)
     run["a"] = 1
     run.dump()
@@ -82,7 +81,7 @@ def test_dump_writes_at_once(server, wd):  # noqa: F811
     run.close()
 
 
-def test_a_removed_field_needs_no_backup(server, wd):  # noqa: F811
+def test_a_removed_field_needs_no_backup(server, wd):
     with RedisPrep(str(wd), dump="lazy", dump_interval=60.0) as run:
         run["a"] = 1
         run.close()
@@ -92,7 +91,7 @@ def test_a_removed_field_needs_no_backup(server, wd):  # noqa: F811
     assert not (wd / "redisprep.dump.bak").exists()
 
 
-def test_a_slow_disk_does_not_hold_the_run_up(server, wd, monkeypatch):  # noqa: F811
+def test_a_slow_disk_does_not_hold_the_run_up(server, wd, monkeypatch):
     slow, fsync = threading.Event(), os.fsync
     begun = threading.Event()
 
@@ -112,7 +111,7 @@ def test_a_slow_disk_does_not_hold_the_run_up(server, wd, monkeypatch):  # noqa:
     assert dumped(wd) == NAMES
 
 
-def test_a_failure_of_the_thread_is_one_warning_and_close_raises_it(server, wd, monkeypatch, caplog):  # noqa: F811
+def test_a_failure_of_the_thread_is_one_warning_and_close_raises_it(server, wd, monkeypatch, caplog):
     run = RedisPrep(str(wd), dump="lazy", dump_interval=0.01)
     run["a"] = 1
     until(lambda: (wd / "redisprep.dump").exists())
@@ -158,7 +157,7 @@ import os; os._exit(0)
 
 
 @pytest.mark.parametrize("source", [EXIT, CHILD], ids=["exit", "child of multiprocessing"])
-def test_the_end_of_a_process_writes_it(server, redis_url, wd, source):  # noqa: F811
+def test_the_end_of_a_process_writes_it(server, redis_url, wd, source):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", source, str(wd)],
         cwd=ROOT, env=os.environ | {"REDIS_URL": redis_url}, capture_output=True, text=True, timeout=30, check=False,
@@ -182,7 +181,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.needs("mount")
-def test_a_disk_that_is_really_full(server, small_disk):  # noqa: F811
+def test_a_disk_that_is_really_full(server, small_disk):
     run = RedisPrep(str(small_disk))
     before = (small_disk / "redisprep.dump").read_text()
     (small_disk.parent / "filler").write_bytes(b"x" * 40_000)
@@ -197,7 +196,7 @@ def test_a_disk_that_is_really_full(server, small_disk):  # noqa: F811
 
 
 @pytest.mark.needs("mount")
-def test_a_read_only_disk(server, small_disk):  # noqa: F811
+def test_a_read_only_disk(server, small_disk):
     run = RedisPrep(str(small_disk))
     before = (small_disk / "redisprep.dump").read_text()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk.parent)], check=True)

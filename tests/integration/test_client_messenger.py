@@ -9,27 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import redis
 
-from client import StatusMessenger, StatusMessengerHandler, configure, connection, messenger, sender
+from client import StatusMessenger, StatusMessengerHandler, configure, messenger, sender
+from tests.integration.worker_rig import ROOT, closed_port, mute_server, subscribed, until
 
-ROOT = Path(__file__).parents[2]
 PROMISE = 0.2
-
-
-@pytest.fixture(autouse=True)
-def fresh_client(monkeypatch):
-    """A process that has published nothing yet."""
-    for name in [name for name in os.environ if name.startswith("REDIS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(connection, "_url", None)
-    monkeypatch.setattr(connection, "_found", None)
-    monkeypatch.setattr(messenger._Process, "sender", None)
-    yield
-    forget()
+pytestmark = pytest.mark.usefixtures("fresh_client")
 
 
 def forget():
@@ -38,40 +26,10 @@ def forget():
         messenger._Process.sender = None
 
 
-@contextlib.contextmanager
-def subscribed(url, *channels):
-    """A plain subscriber; yields a function that returns the next (channel, data)."""
-    with redis.Redis.from_url(url) as client, client.pubsub(ignore_subscribe_messages=True) as pubsub:
-        pubsub.subscribe(*channels)
-        waiting = set(channels)
-        while waiting:
-            waiting.discard(pubsub.handle_message(pubsub.parse_response()) or waiting.pop())
-
-        def following(timeout=10.0):
-            deadline = time.monotonic() + timeout
-            while time.monotonic() < deadline:
-                message = pubsub.get_message(timeout=deadline - time.monotonic())
-                if message is not None:
-                    return message["channel"].decode(), message["data"]
-            raise AssertionError("nothing came")
-
-        yield following
-
-
 def seconds_of(publish):
     start = time.perf_counter()
     assert publish() is None
     return time.perf_counter() - start
-
-
-def until(condition, timeout=10.0):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
-
-
-# --- point 1: network trouble never raises into a worker and never holds it up ------------------------------
 
 
 def test_publish_returns_the_number_of_receivers_and_uses_db_2(redis_url):
@@ -89,20 +47,6 @@ def test_publish_command(redis_url):
     with subscribed(redis_url, "r1:command") as following:
         assert StatusMessenger.publish_command("r1", "refresh") == 1
         assert following() == ("r1:command", b"refresh")
-
-
-@contextlib.contextmanager
-def closed_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    yield f"redis://127.0.0.1:{port}"
-
-
-@contextlib.contextmanager
-def mute_server():
-    """Accepts (the kernel does) and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"redis://127.0.0.1:{server.getsockname()[1]}"
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """RedisPrep against a real Redis: each numbered statement of the contract, section 2."""
 
-import json
 import logging
 import multiprocessing
 import os
@@ -15,53 +14,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from client import RedisPrep, TaskEnum, configure, connection, dump, prep, store
+from client import RedisPrep, TaskEnum, configure, connection, dump
+from tests.integration.worker_rig import ROOT, RUN, dumped
 
-ROOT = Path(__file__).parents[2]
-RUN = "run1"
-
-
-@pytest.fixture(autouse=True)
-def fresh_client(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("REDIS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(connection, "_url", None)
-    monkeypatch.setattr(connection, "_found", None)
-    monkeypatch.setattr(prep._Outage, "told", False)
-    yield
-    for used in store._stores.values():
-        used.redis.connection_pool.disconnect()
-    store._stores.clear()
-
-
-@pytest.fixture
-def server(redis_url):
-    """The shared Redis, known to the client; a plain client of it on database 0."""
-    configure(redis_url + "/5")
-    with redis.Redis.from_url(redis_url, db=0, decode_responses=True) as client:
-        yield client
-
-
-@pytest.fixture
-def wd(tmp_path):
-    (tmp_path / RUN).mkdir()
-    return tmp_path / RUN
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """The second that the worker's clock shows; changed by assigning `clock.now`."""
-
-    class Clock:
-        now = 1_714_168_234
-
-    clock = Clock()
-    monkeypatch.setattr(time, "time", lambda: clock.now + 0.9)
-    return clock
-
-
-def dumped(wd):
-    return json.loads((wd / "redisprep.dump").read_text())
+pytestmark = pytest.mark.usefixtures("fresh_client")
 
 
 # --- the surface --------------------------------------------------------------------------------------------

@@ -6,29 +6,14 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
-from client import QueuedMessenger, StatusMessenger, configure, connection, messenger, sender
+from client import QueuedMessenger, StatusMessenger, configure, messenger, sender
 from tests.integration.recorder import Recorder
-from tests.integration.test_client_messenger import subscribed, until
+from tests.integration.worker_rig import ROOT, heard, subscribed, until
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def fresh_client(monkeypatch):
-    """A process that has published nothing yet, in direct mode."""
-    for name in [name for name in os.environ if name.startswith("REDIS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(connection, "_url", None)
-    monkeypatch.setattr(connection, "_found", None)
-    monkeypatch.setattr(messenger._Process, "sender", None)
-    yield
-    StatusMessenger.configure(queue=False)
-    if messenger._Process.sender is not None:
-        messenger._Process.sender.close()
+pytestmark = pytest.mark.usefixtures("fresh_client")
 
 
 @pytest.fixture
@@ -36,14 +21,6 @@ def recorder(redis_server):
     with Recorder(redis_server.port) as between:
         configure(between.url)
         yield between
-
-
-def heard(following, last):
-    """The payloads up to and with `last`, notices left out."""
-    lines = []
-    while not lines or lines[-1] != last:
-        lines.append(following()[1].decode())
-    return [line for line in lines if not line.startswith("StatusMessenger: ")]
 
 
 def test_all_arrive_in_order(redis_url):

@@ -12,7 +12,7 @@ import redis
 import rq
 from rq import Queue
 
-from tests.integration.test_client_messenger import closed_port, mute_server, subscribed
+from tests.integration.worker_rig import closed_port, mute_server, subscribed
 
 ROOT = Path(__file__).parents[2]
 JOBS = "tests.integration.rq_jobs."

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -11,7 +10,7 @@ import time
 import pytest
 import redis
 
-from client import StatusMessenger, configure, connection, messenger, stream
+from client import StatusMessenger, configure, stream
 from client.logs import status_logging
 from client.progress import tqdm
 from client.stream import run_and_stream
@@ -20,21 +19,7 @@ CHANNEL = "r1:wepp"
 LINES = 100_000
 # A line as a model writes it, by a command that would be done with all of them in a twentieth of a second.
 MANY = ["awk", f'BEGIN {{for (i = 0; i < {LINES}; i++) print "hillslope", i, "of the run: 12.5 mm, 3.2 t/ha"}}']
-
-
-@pytest.fixture(autouse=True)
-def fresh_client(monkeypatch):
-    """A process that has published nothing yet."""
-    for name in [name for name in os.environ if name.startswith("REDIS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(connection, "_url", None)
-    monkeypatch.setattr(connection, "_found", None)
-    monkeypatch.setattr(messenger._Process, "sender", None)
-    yield
-    StatusMessenger.configure(queue=False)
-    if messenger._Process.sender is not None:
-        messenger._Process.sender.close()
-        messenger._Process.sender = None
+pytestmark = pytest.mark.usefixtures("fresh_client")
 
 
 @contextlib.contextmanager

@@ -5,9 +5,7 @@ import asyncio
 import pytest
 
 from client import RedisPrep, TaskEnum, configure, connection, timed
-from tests.integration.test_client_messenger import subscribed
-from tests.integration.test_client_prep import RUN, clock, fresh_client, server, wd  # noqa: F401
-from tests.integration.test_client_queue import heard
+from tests.integration.worker_rig import RUN, heard, subscribed
 
 CLIMATE = TaskEnum.build_climate
 NOW = "1714168234"
@@ -17,17 +15,17 @@ class StepError(Exception):
     pass
 
 
-def fields(server):  # noqa: F811
+def fields(server):
     return {name: value for name, value in server.hgetall(RUN).items() if name != "attrs:loaded"}
 
 
-def test_a_timestamp_on_success_and_nothing_else(server, wd, clock):  # noqa: F811
+def test_a_timestamp_on_success_and_nothing_else(server, wd, clock):
     with RedisPrep(str(wd)).timed(CLIMATE):
         assert fields(server) == {}
     assert fields(server) == {"timestamps:build_climate": NOW}
 
 
-def test_no_timestamp_on_failure_and_the_exception_is_the_same(server, wd):  # noqa: F811
+def test_no_timestamp_on_failure_and_the_exception_is_the_same(server, wd):
     error = StepError("x")
     with pytest.raises(StepError) as caught, RedisPrep(str(wd)).timed(CLIMATE):
         raise error
@@ -35,7 +33,7 @@ def test_no_timestamp_on_failure_and_the_exception_is_the_same(server, wd):  # n
     assert fields(server) == {}
 
 
-def test_when_it_began_and_failed_if_asked(server, wd, clock):  # noqa: F811
+def test_when_it_began_and_failed_if_asked(server, wd, clock):
     run = RedisPrep(str(wd))
 
     def step():
@@ -55,7 +53,7 @@ def test_when_it_began_and_failed_if_asked(server, wd, clock):  # noqa: F811
 
 
 @pytest.mark.parametrize(("channel", "where"), [("wepp", "run1:wepp"), ("run9:rq", "run9:rq")])
-def test_lines_if_a_channel_is_given(server, redis_url, wd, channel, where):  # noqa: F811
+def test_lines_if_a_channel_is_given(server, redis_url, wd, channel, where):
     run = RedisPrep(str(wd))
     with subscribed(redis_url, where) as following:
         with run.timed(CLIMATE, channel=channel):
@@ -67,7 +65,7 @@ def test_lines_if_a_channel_is_given(server, redis_url, wd, channel, where):  # 
         assert heard(following, "EXCEPTION build_climate(run1)")[0] == "STARTED build_climate(run1)"
 
 
-def test_what_is_optional_never_stops_a_step(wd, monkeypatch, caplog):  # noqa: F811
+def test_what_is_optional_never_stops_a_step(wd, monkeypatch, caplog):
     (wd / "redisprep.dump").write_text("{}")
     configure("redis://127.0.0.1:1")
     run = RedisPrep(str(wd), retry=0)
@@ -76,7 +74,7 @@ def test_what_is_optional_never_stops_a_step(wd, monkeypatch, caplog):  # noqa: 
     assert caplog.text.count("was not brought up to date, going on") == 2
 
 
-def test_a_decorated_function_finds_its_run(server, wd):  # noqa: F811
+def test_a_decorated_function_finds_its_run(server, wd):
     configure(resolver=lambda run_id: str(wd) if run_id == RUN else "/nowhere")
 
     class Climate:
@@ -118,7 +116,7 @@ def test_a_decorated_function_finds_its_run(server, wd):  # noqa: F811
         by_run("other")
 
 
-def test_a_decorated_coroutine(server, redis_url, wd):  # noqa: F811
+def test_a_decorated_coroutine(server, redis_url, wd):
     @timed(CLIMATE, started=True, failed=True, channel="wepp")
     async def build(wd, fail=False):
         await asyncio.sleep(0)
@@ -136,7 +134,7 @@ def test_a_decorated_coroutine(server, redis_url, wd):  # noqa: F811
         assert heard(following, f"EXCEPTION build({wd}, fail=True)")[:2] == [f"STARTED {call}", f"COMPLETED {call}"]
 
 
-def test_a_cancelled_coroutine_has_failed(server, wd):  # noqa: F811
+def test_a_cancelled_coroutine_has_failed(server, wd):
     @timed(CLIMATE, failed=True)
     async def build(wd):
         await asyncio.Event().wait()
@@ -169,7 +167,7 @@ def test_misuse_is_said_where_it_is_written():
         timed(CLIMATE, channel="")
 
 
-def test_a_call_that_names_no_run_is_said(server):  # noqa: F811
+def test_a_call_that_names_no_run_is_said(server):
     @timed(CLIMATE)
     def build(self):
         pass
@@ -178,7 +176,7 @@ def test_a_call_that_names_no_run_is_said(server):  # noqa: F811
         build(object())
 
 
-def test_locked_shows_a_lock_and_takes_it_away(server, wd):  # noqa: F811
+def test_locked_shows_a_lock_and_takes_it_away(server, wd):
     run = RedisPrep(str(wd))
     with run.locked("wepp"):
         assert fields(server) == {"locked:wepp": "true"}
@@ -202,7 +200,7 @@ def test_a_lock_that_cannot_be_taken_away_hides_no_exception(redis_server, tmp_p
     assert "was not brought up to date, going on" in caplog.text
 
 
-def test_the_run_id_of_a_nested_run(server, tmp_path, monkeypatch):  # noqa: F811
+def test_the_run_id_of_a_nested_run(server, tmp_path, monkeypatch):
     monkeypatch.setattr(connection, "_run_id_resolver", None)
     for part in ("batch/b1/runs/r1", "plain"):
         (tmp_path / part).mkdir(parents=True)
