@@ -15,9 +15,8 @@ import pytest
 import redis
 import redis.exceptions
 
-import client
 from client import StatusMessenger as Plain
-from client import TaskEnum, aio, configure, messenger, prep, stream, timed
+from client import TaskEnum, aio, configure, connection, lines, messenger, prep, stream, timed, timing
 from client.aio import RedisPrep, StatusMessenger, run_and_stream
 from client.testing import CaptureMessenger
 from tests.integration.worker_rig import RUN, closed_port, mute_server, subscribed
@@ -136,7 +135,7 @@ async def test_all_that_a_checklist_does(server, wd):
 
 
 async def test_the_ways_to_a_checklist(server, wd, monkeypatch):
-    monkeypatch.setattr(client.connection, "_resolver", None)
+    monkeypatch.setattr(connection, "_resolver", None)
     configure(resolver=lambda run_id: str(wd))
     async with await RedisPrep.open(str(wd), "a.cfg", run_id="other", dump="lazy", dump_interval=600) as run:
         assert (run.run_id, run.cfg_fn) == ("other", "a.cfg")
@@ -208,10 +207,10 @@ async def test_a_lock_goes_also_where_the_task_is_cancelled(server, wd):
 def test_the_job_of_a_line_is_that_of_the_caller(server, wd, monkeypatch):
     """rq before 3.0 knows the job in the thread alone that runs it."""
     monkeypatch.setattr(
-        client.lines, "job_prefix", lambda: "rq:7 " if threading.current_thread() is threading.main_thread() else ""
+        lines, "job_prefix", lambda: "rq:7 " if threading.current_thread() is threading.main_thread() else ""
     )
-    for module in (client.prep, client.timing):
-        monkeypatch.setattr(module, "job_prefix", client.lines.job_prefix)
+    for module in (prep, timing):
+        monkeypatch.setattr(module, "job_prefix", lines.job_prefix)
 
     @timed(CLIMATE, channel="wepp")
     async def build(wd):
