@@ -9,6 +9,7 @@ A password is what the URL says, else the content of REDIS_PASSWORD_FILE, else R
 It stands in no message, log line or repr of this package.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -154,11 +155,13 @@ def _parse(url: str, source: str) -> Address:
     try:
         parts = urlsplit(url)
         query = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
-        port = parts.port or 6379
+        port = parts.port if parts.port is not None else 6379
     except (ValueError, TypeError, AttributeError):
         raise ValueError(f"{source} is no URL of Redis; an example is {_EXAMPLE}") from None
     if parts.scheme not in ("redis", "rediss", "unix"):
         raise ValueError(f"{source} must start with redis://, rediss:// or unix://; an example is {_EXAMPLE}")
+    if port == 0:
+        raise ValueError(f"{source} names port 0; an example is {_EXAMPLE}")
     _check_shape(parts, source)
     tls = _tls(query, source)
     return Address(
@@ -173,11 +176,11 @@ def _parse(url: str, source: str) -> Address:
 
 def _host(name: str, source: str) -> str:
     """The name, if one can ask for it: getaddrinfo raises UnicodeError, no OSError, for `wepp1..org`."""
-    try:
+    with contextlib.suppress(UnicodeError):
         name.encode("idna")
-    except UnicodeError:
-        raise ValueError(f"{source}: {name!r} is no host name; write one such as wepp1 or 10.0.0.7") from None
-    return name
+        if not set(name) & set(" ,/"):  # of several servers this would be a name that nobody has
+            return name
+    raise ValueError(f"{source}: {name!r} is no host name; write one such as wepp1 or 10.0.0.7")
 
 
 def _check_shape(parts: SplitResult, source: str) -> None:
