@@ -100,6 +100,24 @@ def pytest_terminal_summary(terminalreporter):
             terminalreporter.line(f"    {nodeid}")
 
 
+# --- the worker client -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def no_client_is_left():
+    """What one test has told the worker client, and its threads, which look for Redis for ever, are no other test's."""
+    yield
+    connection = sys.modules.get("client.connection")
+    messenger = sys.modules.get("client.messenger")
+    if messenger is not None:
+        messenger.StatusMessenger.configure(queue=False)
+        if messenger._Process.sender is not None:
+            messenger._Process.sender.close()
+            messenger._Process.sender = None
+    if connection is not None:
+        connection._url = connection._found = connection._resolver = connection._run_id_resolver = None
+
+
 # --- Redis -------------------------------------------------------------------------------------------------
 
 ADMIN = ("relay-tests-admin", "only-on-loopback")  # comes in even after a test has locked everybody out

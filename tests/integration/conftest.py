@@ -7,7 +7,7 @@ import time
 import pytest
 import redis
 
-from client import StatusMessenger, configure, connection, messenger, prep, store
+from client import configure, prep, store
 from tests.conftest import Relay
 from tests.integration.peers import Peer
 from tests.integration.worker_rig import RUN
@@ -40,17 +40,11 @@ def worker():
 
 @pytest.fixture
 def fresh_client(monkeypatch):
-    """A process that has used the worker client for nothing yet."""
+    """A process with no Redis in its environment, which has kept no checklist yet."""
     for name in [name for name in os.environ if name.startswith("REDIS_")]:
         monkeypatch.delenv(name)
-    for name in ("_url", "_found", "_resolver"):
-        monkeypatch.setattr(connection, name, None)
     monkeypatch.setattr(prep._Outage, "told", False)
-    monkeypatch.setattr(messenger._Process, "sender", None)
     yield
-    StatusMessenger.configure(queue=False)
-    if messenger._Process.sender is not None:
-        messenger._Process.sender.close()
     for used in store._stores.values():
         used.redis.connection_pool.disconnect()
     store._stores.clear()

@@ -11,6 +11,8 @@ import pytest
 from client import RedisPrep, dump, lazy
 from tests.integration.worker_rig import ROOT, RUN, dumped, until
 
+pytestmark = pytest.mark.usefixtures("fresh_client")
+
 NAMES = {"attrs:loaded": "true", "timestamps:a": "1", "timestamps:b": "2"}
 
 

@@ -7,6 +7,8 @@ import pytest
 from client import RedisPrep, TaskEnum, configure, connection, timed
 from tests.integration.worker_rig import RUN, heard, subscribed
 
+pytestmark = pytest.mark.usefixtures("fresh_client")
+
 CLIMATE = TaskEnum.build_climate
 NOW = "1714168234"
 
