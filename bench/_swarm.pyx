@@ -329,7 +329,7 @@ cdef class Swarm(Sockets):
         return {
             "connecting": self.connecting, "open": self.open_now, "opened": self.opened,
             "refused": dict(self.refused), "closed": dict(self.closed),
-            "delivered": load(&self.books.delivered), "lost": self.lost,
+            "delivered": load(&self.books.delivered), "lost": self.lost, "cut_off": self.cut_off(),
             "duplicated": self.duplicated, "reordered": self.reordered,
             "damaged": self.damaged, "other": self.other, "pings": self.pings, "bytes": self.bytes,
         }

@@ -159,6 +159,17 @@ cdef class Rows:
                 self.lost += missing
                 self.account(missing)
 
+    cdef int64_t cut_off(self) noexcept nogil:
+        """What went out without those clients that were open once and are no more."""
+        cdef int64_t total = 0
+        cdef Client *c
+        cdef uint32_t i
+        for i in range(self.count):
+            c = &self.clients[i]
+            if c.stage == OVER and c.opened and not c.stalls:
+                total += max(<int64_t>0, load(&self.books.rows[c.topic].sent) - c.expected)
+        return total
+
     cdef void forget_messages(self) noexcept nogil:
         """All counts of messages to zero; the rows go on where they are."""
         cdef uint32_t i

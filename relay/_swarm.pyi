@@ -15,6 +15,7 @@ class Counters(TypedDict):
     closed: dict[int, int]  # close code of an open one that ended -> how often; 1005: none in it; 1006: no close frame
     delivered: int  # messages of ours that arrived intact, each counted once per client
     lost: int  # gaps, and after `settle` what never came
+    cut_off: int  # went out while a client that had been open was gone, once for each such client; stalled ones apart
     duplicated: int
     reordered: int  # came behind a later one; not lost then
     damaged: int  # wrong topic, payload, opcode or framing

@@ -123,8 +123,10 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
     --redis-url it publishes there, on channels of its own, and knows what was lost and how late the rest was; without,
     it connects, watches for --duration, and says of loss and latency that they are unknown.
 
-    Exit code 7 where a --max or --min is missed. Counted as missed unasked: clients that could not be opened; and with
-    a relay started here messages lost, doubled, reordered or damaged, and clients closed that did read.
+    Exit code 7 where a --max or --min is missed. Counted as missed unasked: clients that could not be opened, and those
+    that read and were closed (they do not connect again), unless --min-open says how many must stay; messages doubled,
+    reordered or damaged; messages lost, unless --max-loss says how many may be, those that went out without a closed
+    client among them.
     """
     local = given["url"] is None
     _judge(given)
@@ -133,7 +135,7 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
     from relay.cli import bench_result, bench_run
 
     chosen = _scenarios(given)
-    loads = [s.with_clients(count) for s in chosen for count in given["sweep"] or [s.clients]]
+    loads = [_with_clients(s, count, given) for s in chosen for count in given["sweep"] or [s.clients]]
     load = bench_run.Load.on_own_channels(given["path"], origin=given["origin"].encode(), headers=given["headers"])
     if local or given["redis_url"]:
         load.channels(
@@ -154,7 +156,7 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
                 raise
     bounds = bench_result.Bounds(**{name: given[name] for name in bench_result.Bounds._fields})
     result["seconds"] = round(time.monotonic() - began, 1)
-    result["misses"] = bench_result.misses(result["runs"], result["scenarios"], bounds, local=local)
+    result["misses"] = bench_result.misses(result["runs"], result["scenarios"], bounds)
     _write(result, given)
     if failed is not None:
         raise failed  # what was measured before it is written all the same
@@ -211,6 +213,11 @@ def _scenarios(given: dict[str, Any]) -> list[Scenario]:
     return chosen
 
 
+def _with_clients(scenario: Scenario, clients: int, given: dict[str, Any]) -> Scenario:
+    """One load of a sweep."""
+    return bench_scenarios.change(scenario, {"clients": clients, "topics": given["topics"]})
+
+
 # ---- the runs ----
 
 
@@ -218,7 +225,7 @@ def _local(result: dict[str, Any], loads: list[Scenario], load: "Load", given: d
     """A relay of ours and its peers in turn, round by round, each with a fresh process."""
     from relay.cli import bench_result, bench_servers
 
-    names = [name.strip() for name in given["peers"].split(",") if name.strip()]
+    names = list(dict.fromkeys(name.strip() for name in given["peers"].split(",") if name.strip()))
     recipes = [bench_servers.own(), *_installed(bench_servers.peers(names), result["skipped"])]
     result["servers"] = {recipe.name: {"title": recipe.title} for recipe in recipes}
     rounds = range(given["rounds"])
@@ -255,7 +262,10 @@ def _local_run(
         with machine.server(recipe) as server:
             publisher = server.link if recipe.publish == "http" else machine.redis
             target = Target(recipe.name, server.address, publisher, recipe.publish, server.process.pid)
-            return measure(scenario, target, load, tell)
+            run = measure(scenario, target, load, tell)
+        if run["broke_off"] and recipe.name != "relay":
+            raise RelayError(run["broke_off"])
+        return run
     except RelayError as error:
         if recipe.name == "relay":
             raise
@@ -275,6 +285,11 @@ def _remote(result: dict[str, Any], loads: list[Scenario], load: "Load", given: 
         bench_servers.redis(url).close()  # before any client: a password refused is said at once
         publisher = partial(bench_servers.redis, url)
     target = Target("relay", bench_servers.remote(given["url"]), publisher)
+    if not publisher and not given["path"]:
+        click.echo(
+            "relay: on channels of the bench's own, where nothing comes: --path names others, --redis-url publishes",
+            err=True,
+        )
     result["servers"] = {"relay": {"title": f"relay at {target.address.host}"}}
     rounds = range(given["rounds"])
     with Progress(len(loads) * len(rounds)) as progress:
@@ -286,7 +301,7 @@ def _remote(result: dict[str, Any], loads: list[Scenario], load: "Load", given: 
 
 
 def _take(result: dict[str, Any], run: "Run | None", number: int, progress: "Progress") -> None:
-    """Keep a run; KeyboardInterrupt, where it was cut short."""
+    """Keep a run; KeyboardInterrupt where it was cut short, RelayError where publishing was."""
     if run is None:
         return
     interrupted = run.pop("interrupted")
@@ -294,16 +309,19 @@ def _take(result: dict[str, Any], run: "Run | None", number: int, progress: "Pro
     progress.say(run)
     if interrupted:
         raise KeyboardInterrupt
+    if run["broke_off"]:
+        raise RelayError(run["broke_off"])
 
 
 @contextlib.contextmanager
 def _signals_as_ctrl_c() -> Iterator[None]:
-    """SIGTERM and SIGHUP as Ctrl-C: servers are ended and what was measured is written."""
+    """SIGTERM and SIGHUP as Ctrl-C, unless nohup has turned one off: servers are ended and what is known is written."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
@@ -394,7 +412,12 @@ def _command(words: list[str]) -> str:
 
 
 def _without_secrets(word: str) -> str:
-    return re.sub(r"(\w+://)[^@/]*@", r"\1***@", word)
+    """A URL or path without its user, password and query, wherever somebody has left a character unescaped."""
+    before, scheme, rest = word.rpartition("://")
+    if scheme and "@" in rest:
+        rest = "***@" + rest.rpartition("@")[2]
+    rest, query, _ = rest.partition("?")
+    return before + scheme + rest + (query and "?***")
 
 
 def _write(result: dict[str, Any], given: dict[str, Any]) -> None:

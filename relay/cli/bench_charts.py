@@ -105,6 +105,7 @@ class Drawing:
         self.servers = list(result["servers"])
         self.colours = {server: pair[0] for server, pair in colours(self.servers).items()}
         self.open_loops = {name for name, scenario in result["scenarios"].items() if scenario["rate"]}
+        self.queues = {name for name, scenario in result["scenarios"].items() if scenario["window"] > 1}
         self.names: set[str] = set()  # of the pictures; "a b" and "a-b" are two scenarios
 
     # ---- servers beside each other ----
@@ -231,10 +232,8 @@ class Drawing:
             [server, *(number(_within(curve, share)) for share in PERCENTILES.values())]
             for server, curve in curves.items()
         ]
-        about = (
-            "From publishing in Redis to the client; this share of the messages took at most so long, in all rounds."
-        )
-        if scenario not in self.open_loops:
+        about = "From publishing to the client; this share of the messages took at most so long, in all rounds."
+        if scenario in self.queues:
             about += " As fast as it goes: each waits for those before it."
         return Chart(
             name,
@@ -311,10 +310,22 @@ class Drawing:
             self._lines(axes, curves, marker="o", markersize=4)
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_formatter(lambda value, _: _tick(value))
-            axes.set_xlabel("clients")
+            axes.set_xlabel(_along(runs))
             axes.set_ylabel(unit)
         rows = [[f"{n:,}", *(number(line.get(n)) for line in lines.values())] for n in counts]
         return Chart(name, title, about, canvas.svg, ["clients", *lines], rows)
+
+
+def _along(runs: list[Run]) -> str:
+    """What an axis of clients says: how many of them each message goes to."""
+    if {run["topics"] for run in runs} == {1}:
+        return "clients, all of one channel"
+    shares = sorted({round(run["clients"] / run["topics"]) for run in runs})
+    return (
+        f"clients, {shares[0]} to a channel"
+        if len(shares) == 1
+        else f"clients, {shares[0]} to {shares[-1]} to a channel"
+    )
 
 
 class _Canvas:

@@ -12,13 +12,13 @@ from typing import Any
 
 from relay.cli import bench_charts
 from relay.cli.bench_charts import INK, Chart, Run
-from relay.cli.bench_result import COLUMNS, JUDGED, UNMEASURED, Column, merged, refusals
+from relay.cli.bench_result import COLUMNS, JUDGED, UNMEASURED, Column, closings, merged, refusals
 from relay.errors import CoreMissing
 
 INSTALL = "pip install 'weppcloud-relay[bench]'"
 LEFT = ("scenario", "server")  # columns of names; numbers stand to the right
 UNKNOWN_WORD = "unknown"
-WRONGS = ("lost", "duplicated", "reordered", "damaged")
+WRONGS = ("lost", "cut_off", "duplicated", "reordered", "damaged")
 TITLE_ROOM = 20  # points above a picture that stands alone, for its title
 DESCRIBED = ("clients", "topics", "messages", "seconds", "window", "rate", "size", "text", "batch", "stalled", "rest")
 
@@ -135,7 +135,7 @@ def _wrongs(runs: list[Run]) -> Iterator[str]:
             found = [run for run in runs if run["server"] == server and run[wrong]]
             if found:
                 where = ", ".join(dict.fromkeys(run["scenario"] for run in found))
-                yield f"{sum(run[wrong] for run in found):,} {wrong} by {server} ({where})"
+                yield f"{sum(run[wrong] for run in found):,} {wrong.replace('_', ' ')} by {server} ({where})"
 
 
 def _facts(result: dict[str, Any]) -> str:
@@ -171,7 +171,7 @@ def _odd(run: Run) -> Iterator[str]:
     if refused := refusals(run):
         yield f"refused: {refused}"
     if run["closed"]:
-        yield f"closed: {', '.join(f'{count:,} with {code}' for code, count in run['closed'].items())}"
+        yield f"closed: {closings(run)}"
     if run["stalled_out"]:
         yield "ended early, as for 10 s no message came back"
 
@@ -214,10 +214,18 @@ def _scenarios(result: dict[str, Any]) -> str:
     keys = [key for key in DESCRIBED if any(scenario.get(key) for _, scenario in found)]
     head = ["scenario", "", *keys]
     rows = [
-        [escape(name), escape(scenario["about"]), *(escape(f"{scenario.get(key) or UNMEASURED}") for key in keys)]
+        [escape(name), escape(scenario["about"]), *(escape(_ran(result["runs"], name, scenario, key)) for key in keys)]
         for name, scenario in found
     ]
     return _table(head, rows, names=[0], prose=1)
+
+
+def _ran(runs: list[Run], name: str, scenario: dict[str, Any], key: str) -> str:
+    """A value of a scenario; where a sweep changed it, from the least to the most."""
+    seen = sorted({run[key] for run in runs if run["scenario"] == name and key in ("clients", "topics")})
+    if len(seen) > 1:
+        return f"{seen[0]} to {seen[-1]}"
+    return f"{(seen or [scenario.get(key)])[0] or UNMEASURED}"
 
 
 def _table(

@@ -13,17 +13,26 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from relay.cli import core
-from relay.cli.bench_run import Run
+from relay.cli.bench_run import Run, percentiles
 from relay.cli.bench_scenarios import Scenario
 
 FORMAT = 1
 JUDGED = "relay"  # the server whose numbers the bounds are for
 YARDSTICK = "yardstick"
-SUMMED = ("published", "delivered", "lost", "duplicated", "reordered", "damaged", "undecided")
+SUMMED = ("published", "delivered", "lost", "cut_off", "duplicated", "reordered", "damaged", "undecided")
 MEDIANS = (
-    *("seconds", "frames_per_s", "bytes_per_s", "connects_per_s", "handshake_cpu_us", "cpu_us_per_frame"),
+    *(
+        "seconds",
+        "frames_per_s",
+        "bytes_per_s",
+        "published_per_s",
+        "connects_per_s",
+        "handshake_cpu_us",
+        "cpu_us_per_frame",
+    ),
     *("user_us_per_frame", "kb_per_conn", "base_mb", "idle_cpu_percent"),
 )
+RATE_REACHED = 0.98  # of what was asked for
 HTTP_ODD = {"0": "no answer", "101": "an answer that is no upgrade"}  # what stands for a status in `refused`
 UNKNOWN, UNMEASURED = "?", "-"
 
@@ -81,7 +90,7 @@ def described(scenario: Scenario) -> dict[str, Any]:
 
 
 def merged(runs: list[Run]) -> list[Run]:
-    """One run for each server, scenario and number of clients: counts added up, all else medians over the rounds."""
+    """One run for each server, scenario and number of clients: counts and latencies together, all else medians."""
     groups: dict[tuple[str, int, str], list[Run]] = {}
     for run in runs:
         groups.setdefault((run["scenario"], run["clients"], run["server"]), []).append(run)
@@ -97,7 +106,9 @@ def _merge(rounds: list[Run]) -> Run:
     one |= {key: _over(median, rounds, key) for key in MEDIANS}
     one |= {key: min(run[key] for run in rounds) for key in ("opened", "open_at_end")}
     one |= {key: dict(sum((Counter(run[key]) for run in rounds), Counter())) for key in ("refused", "closed")}
-    one |= {key: _percentiles([run[key] for run in rounds]) for key in ("latency_us", "handshake_us")}
+    histogram = _pooled(rounds)
+    one |= {"latency_histogram": histogram, "latency_us": percentiles(histogram)}
+    one |= {"handshake_us": _percentiles([run["handshake_us"] for run in rounds])}
     return one | {"rounds": len(rounds), "stalled_out": any(run["stalled_out"] for run in rounds)}
 
 
@@ -106,9 +117,20 @@ def _over(function: Callable[[list[Any]], Any], rounds: list[Run], key: str) -> 
     return function(values) if values else None
 
 
+def _pooled(rounds: list[Run]) -> list[tuple[float, int]]:
+    """The latencies of all rounds in one histogram: the median of several p99 would hide the round that was bad."""
+    counts: Counter[float] = Counter()
+    for run in rounds:
+        counts.update(dict(run["latency_histogram"]))
+    return sorted(counts.items())
+
+
 def _percentiles(rounds: list[dict[str, float] | None]) -> dict[str, float] | None:
+    """Medians, and of what was longest the longest."""
     known = [values for values in rounds if values]
-    return {key: median(values[key] for values in known) for key in known[0]} if known else None
+    return (
+        {key: (max if key == "max" else median)(values[key] for values in known) for key in known[0]} if known else None
+    )
 
 
 # ---- the table ----
@@ -227,7 +249,13 @@ def _remarks(run: Run) -> Iterator[str]:
     if run["refused"]:
         yield f"{where}: refused: {refusals(run)}"
     if run["closed"]:
-        yield f"{where}: closed: {', '.join(f'{count} with {code}' for code, count in run['closed'].items())}"
+        yield f"{where}: closed: {closings(run)}"
+    if wrong := [f"{run[name]:,} {name}" for name in ("duplicated", "reordered", "damaged") if run[name]]:
+        yield f"{where}: {', '.join(wrong)}"
+    if run["published_per_s"] < RATE_REACHED * run["rate"] and run["published"]:
+        yield f"{where}: published were {run['published_per_s']:,.0f} messages a second, not {run['rate']:,.0f}"
+    if run["broke_off"]:
+        yield f"{where}: {run['broke_off']}"
     if run["stalled_out"]:
         yield f"{where}: ended early, as for 10 s no message came back"
 
@@ -237,6 +265,12 @@ def refusals(run: Run) -> str:
     said = [f"{count} with {HTTP_ODD.get(status, status)}" for status, count in run["refused"].items()]
     said += [f"{run['undecided']} undecided in time"] if run["undecided"] else []
     return ", ".join(said) + (f" ({run['trouble']})" if run["trouble"] else "")
+
+
+def closings(run: Run) -> str:
+    """How many ended by which close code, and what went out without them."""
+    said = ", ".join(f"{count:,} with {code}" for code, count in run["closed"].items())
+    return said + (f"; {run['cut_off']:,} messages went out without them" if run["cut_off"] else "")
 
 
 def _where(run: Run) -> str:
@@ -256,16 +290,16 @@ class Bounds(NamedTuple):
     min_open: int | None = None
 
 
-def misses(runs: list[Run], scenarios: dict[str, dict[str, Any]], bounds: Bounds, *, local: bool) -> list[str]:
+def misses(runs: list[Run], scenarios: dict[str, dict[str, Any]], bounds: Bounds) -> list[str]:
     """A sentence for each bound that the relay missed: what was asked for, what was seen, where.
 
-    Without a bound of one's own clients that could not be opened are one, and with a local relay a message lost or
-    wrong and a client closed; what never reads is not held against the relay.
+    Without a bound of one's own these are some, wherever the relay is: a client that could not be opened or was closed,
+    for the swarm does not connect again; a message lost or wrong. What never reads is not held against the relay.
     """
     return [
         f"{said} ({_where(run)})"
         for run in merged([run for run in runs if run["server"] == JUDGED])
-        for said in (*_asked(run, bounds), *_unasked(run, bounds, scenarios[run["scenario"]]["stalled"], local=local))
+        for said in (*_asked(run, bounds), *_unasked(run, bounds, scenarios[run["scenario"]]["stalled"]))
     ]
 
 
@@ -282,24 +316,24 @@ def _asked(run: Run, bounds: Bounds) -> Iterator[str]:
         yield f"rate: {bounds.min_rate:.0f} frames/s asked for, {run['frames_per_s']:.0f} seen"
     if bounds.min_open is not None and run["open_at_end"] < bounds.min_open:
         yield f"open at the end: {bounds.min_open} clients asked for, {run['open_at_end']} seen{_why_not(run)}"
-    if bounds.max_loss is not None and (run["lost"] is None or run["lost"] > bounds.max_loss):
-        yield f"lost: at most {bounds.max_loss} messages asked for, {run['lost']} seen"
+    if bounds.max_loss is not None and (run["lost"] is None or run["lost"] + run["cut_off"] > bounds.max_loss):
+        gone = f", and {run['cut_off']} by clients that were closed" if run["cut_off"] else ""
+        yield f"lost: at most {bounds.max_loss} messages asked for, {run['lost']} seen{gone}"
 
 
-def _unasked(run: Run, bounds: Bounds, stalled: int, *, local: bool) -> Iterator[str]:
+def _unasked(run: Run, bounds: Bounds, stalled: int) -> Iterator[str]:
     """What counts as a miss though nobody asked."""
     if bounds.min_open is None and run["opened"] < run["clients"]:
         yield f"opened: {run['clients']} clients asked for, {run['opened']} seen{_why_not(run)}"
     if run["stalled_out"]:
         yield "messages: all asked for, and none came back for 10 s"
-    if not local:
-        return
+    if run["published"] and not run["delivered"]:
+        yield f"messages: {run['published']} published and none came back; is that the Redis of this relay?"
     # Of a client that never reads the close frame is never read either: an end without one is its, or a crash.
     unread = min(run["closed"].get("1006", 0), stalled * run["rounds"])
     closed = sum(run["closed"].values()) - unread
     if bounds.min_open is None and closed > 0:
-        codes = ", ".join(f"{count} with {code}" for code, count in run["closed"].items())
-        yield f"closed: no client that reads asked for, {closed} seen ({codes})"
+        yield f"closed: no client that reads asked for, {closed} seen ({closings(run)})"
     for name in ("lost", "duplicated", "reordered", "damaged"):
         if run[name] and not (name == "lost" and bounds.max_loss is not None):
             yield f"{name}: no message asked for, {run[name]} seen"

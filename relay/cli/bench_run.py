@@ -33,6 +33,8 @@ QUIET_SECONDS = 1.0  # without a message after which no more are expected
 QUIET_REMOTE_SECONDS = 3.0  # the same, over a network
 REST_SECONDS = 0.3  # between the last handshake and the first message
 SLICE = 0.002  # seconds served between two looks at the publisher: that much the end of a run is late
+MANY = 500  # clients from which their memory is told from that of the server itself
+LOOK = 0.25  # seconds between two looks whether anybody is left
 ENDLESS = 1 << 50  # messages where seconds are the measure
 LEAST_USER = 0.2  # seconds of CPU below which ticks of 10 ms say nothing about its part in user space
 TICK = 0.02  # seconds by which the kernel's two accounts of CPU time may differ
@@ -88,7 +90,8 @@ class Usage(NamedTuple):
     cpu: float  # seconds
     user: float  # seconds of it outside the kernel
     ticks: float  # seconds by the coarser account, which forgets no thread that has ended
-    memory: float  # bytes, PSS: shared pages by their share; 0: not asked for
+    memory: float = 0  # bytes, PSS: shared pages by their share; 0: not asked for
+    own: float = 0  # bytes, USS: of pages that are nobody else's, so that the end of another process changes nothing
 
     def since(self, before: "Usage") -> float:
         """CPU seconds between the two: by the account in ns, unless a thread that ended took its share away."""
@@ -106,18 +109,20 @@ class Meter:
     def read(self, memory: bool = False) -> Usage:
         """Now; zeros where nothing can be known."""
         if self.pid is None:
-            return Usage(0, 0, 0, 0)
+            return Usage(0, 0, 0)
         import psutil
 
         try:
             root = psutil.Process(self.pid)
+            if root.status() == psutil.STATUS_ZOMBIE:  # ours, and nobody has waited for it yet
+                raise psutil.ZombieProcess(self.pid)
             tree = [root, *root.children(recursive=True)]
             times = [process.cpu_times() for process in tree]
             return Usage(
                 sum(_scheduled(process.pid) for process in tree),
                 sum(t.user for t in times) + times[0].children_user,
                 sum(t.user + t.system for t in times) + times[0].children_user + times[0].children_system,
-                sum(process.memory_full_info().pss for process in tree) if memory else 0,
+                *(map(sum, zip(*(_pages(process) for process in tree), strict=True)) if memory else ()),
             )
         except psutil.NoSuchProcess as error:
             raise RelayError("the measured server has ended by itself") from error
@@ -132,6 +137,12 @@ class Meter:
             if now.since(before) < 0.002:
                 return
             before = now
+
+
+def _pages(process: Any) -> tuple[float, float]:
+    """PSS and USS of a process."""
+    found = process.memory_full_info()
+    return found.pss, found.uss
 
 
 def _scheduled(pid: int) -> float:
@@ -225,13 +236,15 @@ def _identity(scenario: Scenario, target: Target) -> Run:
         "clients": scenario.clients,
         "topics": scenario.topics,
         "size": scenario.size,
+        "rate": scenario.rate,
         **dict.fromkeys(("published", "delivered"), 0),
-        **dict.fromkeys(("lost", "duplicated", "reordered", "damaged")),
-        **dict.fromkeys(("seconds", "frames_per_s", "bytes_per_s"), 0.0),
+        **dict.fromkeys(("lost", "cut_off", "duplicated", "reordered", "damaged")),
+        **dict.fromkeys(("seconds", "frames_per_s", "bytes_per_s", "published_per_s"), 0.0),
         **dict.fromkeys(("cpu_us_per_frame", "user_us_per_frame", "latency_us")),
         "latency_histogram": [],
         "stalled_out": False,
         "interrupted": False,
+        "broke_off": "",
     }
 
 
@@ -240,11 +253,16 @@ def _connects(swarm: "Swarm", rate: float, base: Usage, connected: Usage, full: 
     local = meter.pid is not None
     return {
         "connects_per_s": rate,
-        "handshake_us": _percentiles(swarm.handshakes()),
+        "handshake_us": percentiles(swarm.handshakes()),
         "handshake_cpu_us": connected.since(base) * 1e6 / opened if local else None,
-        "kb_per_conn": (full.memory - base.memory) / 1024 / opened if local else None,
+        "kb_per_conn": _each(full.own - base.own, opened) if local else None,
         "base_mb": base.memory / (1 << 20) if local else None,
     }
+
+
+def _each(memory: float, opened: int) -> float | None:
+    """KB of each client; None for so few that the interpreter's own comings and goings are more."""
+    return memory / 1024 / opened if opened >= MANY and memory >= 0 else None
 
 
 def _rest(swarm: "Swarm", meter: Meter, seconds: float) -> float | None:
@@ -269,9 +287,11 @@ def _messages(swarm: "Swarm", scenario: Scenario, target: Target, load: Load, me
         with contextlib.closing(target.publisher()) as link:
             publisher = _publisher(swarm, scenario, target, load, link)
             interrupted = _publish(swarm, publisher, scenario, tell)
+            publishing = max(time.perf_counter() - began, 1e-9)
             quiet = QUIET_SECONDS if target.pid else QUIET_REMOTE_SECONDS
             in_vain = quiet if not interrupted and not swarm.settle(quiet) else 0
-        run = {"seconds": time.perf_counter() - began - in_vain} | _published(swarm, publisher)
+        run = {"seconds": time.perf_counter() - began - in_vain, "published_per_s": publisher.published / publishing}
+        run |= _published(swarm, publisher)
     after = meter.read()
     seconds, delivered = max(run["seconds"], 1e-9), run["delivered"]
     run |= {"frames_per_s": delivered / seconds, "bytes_per_s": swarm.counters()["bytes"] / seconds}
@@ -302,9 +322,12 @@ def _publisher(swarm: "Swarm", scenario: Scenario, target: Target, load: Load, l
 
 
 def _publish(swarm: "Swarm", publisher: "Publisher", scenario: Scenario, tell: Tell) -> bool:
-    """Publish from a thread of its own while the clients are served in this one; whether Ctrl-C ended it early."""
+    """Publish from a thread of its own while the clients are served in this one; whether Ctrl-C ended it early.
+
+    It ends also when no client is left to publish to.
+    """
     thread = threading.Thread(target=publisher.run, name="publisher")
-    began = time.perf_counter()
+    began = looked = time.perf_counter()
     thread.start()
     try:
         while not publisher.done:
@@ -312,6 +335,10 @@ def _publish(swarm: "Swarm", publisher: "Publisher", scenario: Scenario, tell: T
             passed = time.perf_counter() - began
             if scenario.seconds and passed >= scenario.seconds:
                 publisher.stop()
+            if passed > looked - began + LOOK:
+                looked = began + passed
+                if not swarm.counters()["open"]:
+                    publisher.stop()
             tell(_share(passed / scenario.seconds if scenario.seconds else publisher.published / scenario.messages))
         return False
     except KeyboardInterrupt:
@@ -338,18 +365,18 @@ def _share(done: float) -> float:
 
 
 def _published(swarm: "Swarm", publisher: "Publisher") -> Run:
-    if publisher.error:
-        raise RelayError(f"publishing ended early: {publisher.error}")
     counters, histogram = swarm.counters(), swarm.latencies()
     return {
         "published": publisher.published,
         "delivered": counters["delivered"],
         "lost": counters["lost"],
+        "cut_off": counters["cut_off"],
         "duplicated": counters["duplicated"],
         "reordered": counters["reordered"],
         "damaged": counters["damaged"],
         "stalled_out": publisher.stalled,
-        "latency_us": _percentiles(histogram),
+        "broke_off": f"publishing ended early: {publisher.error}" if publisher.error else "",
+        "latency_us": percentiles(histogram),
         "latency_histogram": [[round(upper, 3), count] for upper, count in histogram],
     }
 
@@ -366,7 +393,7 @@ def _at_end(swarm: "Swarm") -> Run:
     }
 
 
-def _percentiles(histogram: list[tuple[float, int]]) -> dict[str, float] | None:
+def percentiles(histogram: list[tuple[float, int]]) -> dict[str, float] | None:
     """Of (upper bound in µs, count), ascending; None where nothing was counted."""
     total = sum(count for _, count in histogram)
     if not total:

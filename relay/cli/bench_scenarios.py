@@ -48,16 +48,14 @@ class Scenario:
         if bool(self.window) == bool(self.rate):
             return "either a window (closed loop) or a rate (open loop)"
         if bool(self.messages) == bool(self.seconds):
-            return "either a number of messages or a duration"
+            return "either a number of messages or a duration, and more than none"
         if self.stalled >= self.clients:
             return f"stalled = {self.stalled}: fewer than the {self.clients} clients, or nobody reads"
         return ""
 
     def with_clients(self, clients: int) -> "Scenario":
-        """For so many clients: a channel each where each had one, else the same channels or fewer."""
-        return replace(
-            self, clients=clients, topics=clients if self.topics == self.clients else min(self.topics, clients)
-        )
+        """For so many clients, and as many to a channel as before."""
+        return replace(self, clients=clients, topics=max(1, round(self.topics * clients / self.clients)))
 
 
 def load(path: Path | None) -> dict[str, Scenario]:
@@ -104,9 +102,13 @@ def change(scenario: Scenario, given: dict[str, Any]) -> Scenario:
     for one, other in (("window", "rate"), ("rate", "window"), ("messages", "seconds"), ("seconds", "messages")):
         if one in said:
             said.setdefault(other, 0)
+    before = scenario
     if "clients" in said:
         scenario = scenario.with_clients(said.pop("clients"))
     scenario = replace(scenario, **said)
+    changes = [f"{key} {value}" for key, value in vars(scenario).items() if value != getattr(before, key) and value]
+    if changes and scenario.about:
+        scenario = replace(scenario, about=f"{scenario.about} Changed: {', '.join(changes)}.")
     if problem := scenario.problem():
         raise click.UsageError(f"scenario {scenario.name}: {problem}")
     return scenario

@@ -6,6 +6,7 @@ A server of ours has one CPU to itself, where there are two; Redis and the load 
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import socket
@@ -289,7 +290,8 @@ def remote(url: str) -> Address:
         click.UsageError: it is no websocket address.
         RelayError: its name is unknown, nothing accepts, or its certificate is not trusted.
     """
-    wrong = click.UsageError(f"--url {url}: not an address such as ws://localhost:9002 or wss://host/path")
+    shown = re.sub("(?<=://).*@", "", url).partition("?")[0]  # without what may be a secret
+    wrong = click.UsageError(f"--url {shown}: not an address such as ws://localhost:9002 or wss://host/path")
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -297,6 +299,11 @@ def remote(url: str) -> Address:
         raise wrong from None
     if parts.scheme not in ("ws", "wss") or not parts.hostname:
         raise wrong
+    if parts.query or parts.fragment or ":" in parts.path:
+        raise click.UsageError(
+            f"--url {shown}: takes an address and the prefix of a proxy; a channel or a query goes "
+            "into --path, as --path '/run1:wepp?v=2'"
+        )
     tls = ssl.create_default_context() if parts.scheme == "wss" else None
     host = parts.netloc.rpartition("@")[2]
     try:
@@ -305,10 +312,10 @@ def remote(url: str) -> Address:
             if tls is not None:
                 tls.wrap_socket(probe, server_hostname=parts.hostname).close()
     except ssl.SSLError as error:
-        raise RelayError(f"--url {url}: somebody answers there, but not with a TLS to be trusted: {error}") from error
+        raise RelayError(f"--url {shown}: somebody answers there, but not with a TLS to be trusted: {error}") from error
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
-        raise RelayError(f"--url {url}: nothing answers there ({reason}); is a relay running?") from error
+        raise RelayError(f"--url {shown}: nothing answers there ({reason}); is a relay running?") from error
     return Address(family, address, host, parts.path.rstrip("/"), tls, parts.hostname if tls else None)
 
 

@@ -149,6 +149,55 @@ def test_a_relay_elsewhere_through_its_redis(relay, redis_url):
     assert run["latency_us"]["p50"] > 0
 
 
+@contextmanager
+def under_load(server, url, seconds):
+    """A load test of a relay somewhere that is on its way: its process, whose JSON comes at the end."""
+    call = [sys.executable, "-m", "relay", "bench", "--json", "-", "--url", server.status_url, "--redis-url", url]
+    call += [*FEW[:4], "--rate", "100", "--duration", seconds]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while connections([psutil.Process(process.pid)]) < 13:  # 12 clients and the publisher
+                assert process.poll() is None
+            threading.Event().wait(0.5)  # messages are on their way
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_relay_that_goes_is_a_miss_and_so_is_what_went_out_without_it(relay, redis_url, number):
+    server = relay("status")
+    with under_load(server, redis_url, "30s") as process:
+        server.process.send_signal(number)
+        out, err = process.communicate(timeout=20)  # for nobody is left to publish to
+    [run] = json.loads(out)["runs"]
+    code = "1006" if number == signal.SIGKILL else "1012"
+    assert process.returncode == 7
+    assert (run["closed"], run["open_at_end"], run["lost"]) == ({code: 12}, 0, 0)
+    assert run["cut_off"] > 0
+    assert f"relay: closed: no client that reads asked for, 12 seen (12 with {code}; {run['cut_off']} messages" in err
+    assert run["published"] * 4 == run["delivered"] + run["cut_off"]
+
+
+def test_a_redis_that_goes_leaves_what_was_measured(relay, redis_server):
+    server = relay("status", env={"REDIS_URL": redis_server.url})
+    with under_load(server, redis_server.url, "30s") as process:
+        redis_server.kill()
+        out, err = process.communicate(timeout=20)
+    [run] = json.loads(out)["runs"]
+    assert process.returncode == 1
+    assert "relay: publishing ended early: " in err
+    assert run["delivered"] > 0
+
+
+@pytest.mark.parametrize("url", ["ws://127.0.0.1:1/run1:wepp", "ws://127.0.0.1:1/x?token=a", "ws://127.0.0.1:1#here"])
+def test_a_url_with_more_than_an_address_is_a_sentence(url):
+    done, _ = bench("--url", url)
+    assert done.returncode == 2
+    assert "goes into --path, as --path '/run1:wepp?v=2'" in " ".join(done.stderr.split())
+    assert "token=a" not in done.stderr
+
+
 def test_watching_counts_what_comes_and_knows_no_loss(relay, redis_url):
     server = relay("status")
     call = [sys.executable, "-m", "relay", "bench", "--json", "-", "--url", server.status_url]

@@ -16,6 +16,7 @@ RUN = {
     "published": 3000,
     "delivered": 3000000,
     "lost": 0,
+    "cut_off": 0,
     "duplicated": 0,
     "reordered": 0,
     "damaged": 0,
@@ -24,6 +25,9 @@ RUN = {
     "bytes_per_s": 1.2e8,
     "connects_per_s": 2e4,
     "stalled_out": False,
+    "broke_off": "",
+    "rate": 0.0,
+    "published_per_s": 2500.0,
     "handshake_cpu_us": 27.0,
     "cpu_us_per_frame": 0.25,
     "user_us_per_frame": 0.1,
@@ -32,7 +36,7 @@ RUN = {
     "idle_cpu_percent": None,
     "latency_us": {"p50": 200.0, "p90": 300.0, "p99": 400.0, "p999": 500.0, "max": 600.0},
     "handshake_us": {"p50": 900.0, "p90": 950.0, "p99": 990.0, "p999": 999.0, "max": 1000.0},
-    "latency_histogram": [[100.0, 10], [200.0, 80], [600.0, 10]],
+    "latency_histogram": [[100.0, 100], [200.0, 400], [300.0, 400], [400.0, 90], [500.0, 9], [600.0, 1]],
 }
 
 

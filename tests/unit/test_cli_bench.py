@@ -26,7 +26,7 @@ def measured(scenario, target, load, tell):
     run |= {"base_mb": None, "idle_cpu_percent": None, "opened": scenario.clients, "open_at_end": scenario.clients}
     run |= {"refused": {}, "closed": {}, "undecided": 0, "trouble": "", "seconds": 2.0, "delivered": 7}
     if target.publisher:
-        run |= {"lost": 0, "duplicated": 0, "reordered": 0, "damaged": 0, "latency_us": PERCENTILES}
+        run |= {"lost": 0, "cut_off": 0, "duplicated": 0, "reordered": 0, "damaged": 0, "latency_us": PERCENTILES}
         run |= {"latency_histogram": [[1000.0, 5], [2000.0, 2]]}
     return run
 
@@ -93,6 +93,49 @@ def test_a_sweep_runs_each_scenario_with_each_number(call):
     assert [(s.name, s.clients, s.topics) for s in seen] == [
         ("unicast", 5, 5), ("unicast", 50, 50), ("hot", 5, 1), ("hot", 50, 1),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("redis://h:6379/2", "redis://h:6379/2"),
+        ("redis://me:s3cret@h:6379", "redis://***@h:6379"),
+        ("redis://:s3cr@et@h:6379", "redis://***@h:6379"),
+        ("redis://:s3c/ret@h", "redis://***@h"),
+        ("redis://:s3c?ret@h", "redis://***@h"),
+        ("unix:///x?password=s3cret", "unix:///x?***"),
+        ("redis://h:1/0?password=s3cret", "redis://h:1/0?***"),
+        ("--redis-url=redis://:s3cret@h", "--redis-url=redis://***@h"),
+        ("/x?access_token=s3cret", "/x?***"),
+        ("/bench-1:load-{i}", "/bench-1:load-{i}"),
+    ],
+)
+def test_what_is_shown_of_a_call_has_no_secret(given, shown):
+    assert bench._without_secrets(given) == shown
+
+
+@pytest.mark.parametrize("clients", ["5", "5,20"])
+def test_a_sweep_makes_a_load_each_time(call, clients):
+    result = call("--sweep", clients, "--stalled", "5")
+    assert (result.exit_code, "fewer than the 5 clients, or nobody reads" in result.stderr) == (2, True)
+
+
+def test_a_hangup_that_was_turned_off_stays_off(call):
+    """As nohup does."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        result = call(runs=lambda *args: signal.raise_signal(signal.SIGHUP) or measured(*args))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert result.exit_code == 0
+
+
+def test_a_publisher_that_broke_off_leaves_what_was_measured(call):
+    broken = {"broke_off": "publishing ended early: end of file"}
+    result = call("--redis-url", "redis://x", "--json", "-", runs=lambda *args: measured(*args) | broken)
+    assert result.exit_code == 1
+    assert "publishing ended early: end of file" in result.stderr
+    assert json.loads(result.stdout)["runs"][0]["delivered"] == 7
 
 
 def test_ctrl_c_writes_what_there_is(call):

@@ -43,7 +43,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-UNKNOWN = dict.fromkeys(("lost", "duplicated", "reordered", "damaged"))
+UNKNOWN = dict.fromkeys(("lost", "cut_off", "duplicated", "reordered", "damaged"))
 MEASURED = (
     *("handshake_cpu_us", "cpu_us_per_frame", "user_us_per_frame", "kb_per_conn", "base_mb", "latency_us"),
     "handshake_us",

@@ -67,9 +67,9 @@ def test_a_meter_reads_a_tree_and_of_nothing_nothing():
 
 def test_percentiles_of_a_histogram():
     histogram = [(10.0, 50), (20.0, 49), (30.0, 1)]
-    assert bench_run._percentiles(histogram) == {"p50": 10.0, "p90": 20.0, "p99": 20.0, "p999": 30.0, "max": 30.0}
-    assert bench_run._percentiles([(7.0, 1)]) == dict.fromkeys(("p50", "p90", "p99", "p999", "max"), 7.0)
-    assert bench_run._percentiles([]) is None
+    assert bench_run.percentiles(histogram) == {"p50": 10.0, "p90": 20.0, "p99": 20.0, "p999": 30.0, "max": 30.0}
+    assert bench_run.percentiles([(7.0, 1)]) == dict.fromkeys(("p50", "p90", "p99", "p999", "max"), 7.0)
+    assert bench_run.percentiles([]) is None
 
 
 def test_the_file_limit_is_raised_and_said_where_it_is_too_low(monkeypatch):
@@ -82,3 +82,8 @@ def test_the_file_limit_is_raised_and_said_where_it_is_too_low(monkeypatch):
         bench_run.raise_file_limit(937)
     monkeypatch.setattr(resource, "getrlimit", lambda which: (100, resource.RLIM_INFINITY))
     bench_run.raise_file_limit(10**6)
+
+
+@pytest.mark.parametrize(("memory", "opened", "each"), [(512_000, 500, 1.0), (512_000, 499, None), (-1, 500, None)])
+def test_memory_of_a_client_is_unknown_where_it_would_be_noise(memory, opened, each):
+    assert bench_run._each(memory, opened) == each

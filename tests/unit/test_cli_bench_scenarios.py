@@ -87,7 +87,15 @@ def test_a_change_that_makes_no_load_is_a_usage_error():
         bench_scenarios.change(scenario(), {"size": 3})
 
 
-def test_channels_follow_the_clients_where_each_had_one():
+def test_channels_follow_the_clients():
+    """A scenario stays what it is: a sweep that changed the clients of a channel, too, would show neither's cost."""
     assert scenario(clients=10, topics=10).with_clients(300).topics == 300
-    assert scenario(clients=10, topics=2).with_clients(300).topics == 2
-    assert scenario(clients=10, topics=5).with_clients(3).topics == 3
+    assert scenario(clients=10, topics=2).with_clients(300).topics == 60
+    assert scenario(clients=10, topics=5).with_clients(3).topics == 2
+    assert scenario(clients=1000, topics=1).with_clients(3).topics == 1
+
+
+def test_what_was_changed_is_said_beside_what_a_scenario_is():
+    before = scenario(about="Ten clients.", clients=10, topics=5)
+    assert bench_scenarios.change(before, {"clients": 20}).about == "Ten clients. Changed: clients 20, topics 10."
+    assert bench_scenarios.change(before, {"clients": 10}).about == "Ten clients."
