@@ -177,7 +177,8 @@ def _parse(url: str, source: str) -> Address:
 def _host(name: str, source: str) -> str:
     """The name, if one can ask for it: getaddrinfo raises UnicodeError, no OSError, for `wepp1..org`."""
     with contextlib.suppress(UnicodeError):
-        name.encode("idna")
+        with contextlib.suppress(LookupError):  # in the interpreter's last moments there is no such codec any more
+            name.encode("idna")
         if not set(name) & set(" ,/"):  # of several servers this would be a name that nobody has
             return name
     raise ValueError(f"{source}: {name!r} is no host name; write one such as wepp1 or 10.0.0.7")

@@ -3,6 +3,7 @@
 import atexit
 import os
 import sys
+import threading
 from collections.abc import Callable
 
 _known: set[Callable[[], object]] = set()
@@ -24,6 +25,18 @@ def before_exit(callback: Callable[[], object]) -> None:
     if util is not None:
         # Before multiprocessing joins the threads of its queues, which have priority -5.
         util.Finalize(None, callback, exitpriority=10)
+
+
+def start(thread: threading.Thread) -> None:
+    """Start a thread, wherever the interpreter is.
+
+    Raises:
+        RuntimeError: the process has no thread to give, or the interpreter is ending: in a `__del__` of its last
+            moments Thread.start() of Python 3.11 waits for ever for a thread that never begins.
+    """
+    if sys.is_finalizing():
+        raise RuntimeError("the interpreter is ending")
+    thread.start()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks

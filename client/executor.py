@@ -15,6 +15,8 @@ from contextvars import copy_context
 from functools import partial
 from typing import TypeVar
 
+from client.ending import start
+
 T = TypeVar("T")
 
 
@@ -101,7 +103,7 @@ async def alone(function: Callable[[], T], name: str) -> T:
             if future.set_running_or_notify_cancel():
                 future.set_result(result)
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+    start(threading.Thread(target=run, name=name, daemon=True))
     return await asyncio.wrap_future(future)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from redis.exceptions import RedisError
 
 from client.dump import Dump
-from client.ending import before_exit
+from client.ending import before_exit, start
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class LazyDump:
                 self._timer = threading.Timer(self.interval, self._ring)
                 self._timer.daemon = True
                 try:
-                    self._timer.start()
+                    start(self._timer)
                 except RuntimeError:  # the interpreter is ending: what comes before its end is one dump for all
                     self._timer = None
 

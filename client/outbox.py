@@ -16,7 +16,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 
-from client.ending import before_exit
+from client.ending import before_exit, start
 from client.sender import AWAY, CHANNELS_MAX, OVERRUN, Sender
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Outbox:
         self._sender = sender
         self._start_afresh()
         self._thread = threading.Thread(target=self._run, name="client-queue", daemon=True)
-        self._thread.start()
+        start(self._thread)
         _all.add(self)
         before_exit(_close_all)
 

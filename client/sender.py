@@ -23,6 +23,7 @@ from typing import ClassVar, NamedTuple
 
 from client import keys
 from client.connection import Address
+from client.ending import start
 from client.turns import Turns
 from client.wire import ReplyError, Unanswered, Unsent, Wire, open_wire, reason
 
@@ -296,7 +297,7 @@ class Sender:
         helper = threading.Thread(target=self._connect, args=(news,), name="client-connect", daemon=True)
         self._begin_attempts(helper)
         try:
-            helper.start()
+            start(helper)
         except RuntimeError as error:  # the interpreter is ending, or the process has no thread to give
             self._helper = None
             raise Dropped(str(error)) from None

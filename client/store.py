@@ -22,6 +22,7 @@ from redis.retry import Retry
 
 from client import keys
 from client.connection import Address
+from client.ending import start
 
 # Seconds for one socket operation. A worker 190 ms away is well served, and ten attempts fit the default budget.
 STEP = 0.5
@@ -87,8 +88,11 @@ class Store:
                 outcome.append(error)
 
         thread = threading.Thread(target=look_up, name="client-resolve", daemon=True)
-        thread.start()
-        thread.join(max(deadline - time.monotonic(), self.step))
+        try:
+            start(thread)
+            thread.join(max(deadline - time.monotonic(), self.step))
+        except RuntimeError:  # no thread is to be had: better for as long as it takes than not at all
+            look_up()
         if not outcome:
             raise RedisTimeoutError(f"the name {self.address.host} did not resolve in time")
         if outcome[0] is not None:

@@ -453,3 +453,36 @@ def test_the_last_lines_of_a_burst_arrive_in_order(redis_url):
         for line in lines:
             StatusMessenger.publish("r1:wepp", line)
         assert [following()[1].decode() for _ in lines] == lines
+
+
+LAST_MOMENTS = """
+import sys
+from client import QueuedMessenger, RedisPrep, StatusMessenger
+
+prep = RedisPrep(sys.argv[1]) if len(sys.argv) > 1 else None
+
+class Late:
+    def __del__(self):
+        calls = [lambda: StatusMessenger.publish("run1:wepp", "late"), lambda: StatusMessenger.configure(queue=True)]
+        for call in [*calls, QueuedMessenger, *([lambda: prep.timestamp("late")] if prep else [])]:
+            try:
+                print(sys.is_finalizing(), call())
+            except Exception as error:
+                print(type(error).__name__)
+
+sys.modules["late"] = Late()  # what is in here goes when the interpreter is all but gone
+"""
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_in_the_last_moments_of_the_interpreter_nothing_waits_for_ever(redis_url, tmp_path, is_there):
+    """Thread.start() of Python 3.11 would: a publish in a __del__ hung there, whatever Redis did."""
+    with closed_port() as closed:
+        url = (redis_url if is_there else closed).replace("127.0.0.1", "localhost")
+        done = subprocess.run(
+            [sys.executable, "-c", LAST_MOMENTS, *([tmp_path] if is_there else [])], cwd=ROOT,
+            env=os.environ | {"REDIS_URL": url}, capture_output=True, text=True, timeout=20, check=True,
+        )  # fmt: skip
+    assert done.stdout.splitlines()[:3] == ["True None", "RuntimeError", "RuntimeError"]
+    assert done.stdout.splitlines()[3:] == (["True None"] if is_there else [])
+    assert "the interpreter is ending" in done.stderr
