@@ -421,6 +421,8 @@ class RedisPrep:
 def _resolved(wd: str) -> str:
     """`wd` as given, but absolute where its last part (`.`, `..`, none) is no name of a run."""
     wd = os.fspath(wd)
+    if not wd:  # an unset variable would otherwise write to whatever directory the process happens to be in
+        raise ValueError("wd is empty; name a run's directory, or '.' for this one")
     return str(Path(wd).resolve()) if _last_part(wd) in ("", ".", "..") else wd
 
 

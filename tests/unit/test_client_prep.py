@@ -149,3 +149,9 @@ def test_get_instance_from_run_id_asks_the_resolver(tmp_path, no_redis, monkeypa
     assert (found.run_id, found.wd) == ("batch;;b;;run1", str(tmp_path / "run1"))
     with pytest.raises(FileNotFoundError):
         RedisPrep.getInstanceFromRunID("batch;;b;;run2")
+
+
+@pytest.mark.parametrize("make", [RedisPrep, RedisPrep.getInstance, RedisPrep.tryGetInstance])
+def test_an_empty_directory_is_none(no_redis, make):
+    with pytest.raises(ValueError, match=r"wd is empty; name a run's directory, or '\.' for this one"):
+        make("")
