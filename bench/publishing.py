@@ -4,7 +4,8 @@
 
 Starts a Redis of its own. Each way publishes the same lines, a few thousand at a time, as a busy step of a run does;
 `caller` is what the calls themselves took, `arrived` is counted by a subscriber in a process of its own, from the first
-call to the last line.
+call to the last line. Then a loop of pure Python, which is what a run can lose most by a thread beside it, with and
+without the lines of a queue.
 """
 
 import multiprocessing
@@ -27,6 +28,9 @@ LINE = "2026-11-23 10:41:07 wepp INFO hillslope 1834 of 5120: simulated 30 years
 LAST = "last"
 CHUNK = 5000
 ROUNDS = 3
+RATES = (200, 1500)  # lines a second
+PAIRS = 60  # of a loop with lines and one without, in turn
+STEPS = 2_000_000  # of each loop, about 0.15 s
 
 
 def listen(url: str, pipe: multiprocessing.connection.Connection) -> None:
@@ -76,6 +80,7 @@ def main() -> None:
         server = embedded.start(embedded.find_binary(), port, Path(directory), ())
         try:
             report(f"redis://127.0.0.1:{port}", messages)
+            report_run()
         finally:
             embedded.stop(server)
 
@@ -110,6 +115,29 @@ def report(url: str, messages: int) -> None:
         calls, arrived = (statistics.median(figures) for figures in zip(*rounds, strict=True))
         first = first or (calls, arrived)
         print(f"{name:28}{calls:12.2f}{calls / first[0]:8.3f}{arrived:12.0f}{arrived / first[1]:8.2f}")
+
+
+def loop(rate: float, publish: Callable[[str, str], object] | None) -> float:
+    """Seconds that a loop takes which publishes so many lines a second, or none."""
+    value = 0
+    begin = due = time.perf_counter()
+    for _ in range(STEPS // 100):
+        for step in range(100):
+            value = (value * 31 + step) & 0xFFFFFFFF
+        if time.perf_counter() >= due:
+            due += 1 / rate
+            if publish is not None:
+                publish(CHANNEL, LINE)
+    return time.perf_counter() - begin
+
+
+def report_run() -> None:
+    """Print by how much the lines of a queue lengthen the loop: the median of the pairs' ratios."""
+    StatusMessenger.configure(queue=True)
+    print(f"\n{'a loop of pure Python, queued':36}{'its time':>12}")
+    for rate in RATES:
+        ratios = [loop(rate, StatusMessenger.publish) / loop(rate, None) for _ in range(PAIRS)]
+        print(f"{f'{rate} lines a second':36}{statistics.median(ratios):12.3f}")
 
 
 if __name__ == "__main__":

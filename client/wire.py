@@ -5,20 +5,29 @@ trips; a worker must not wait for any of that. Here a connection is opened with 
 SELECT in one write, and a request is one write and one short reply line under RESP2.
 """
 
+import math
+import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from client.connection import Address
 
 if TYPE_CHECKING:
     import ssl
 
+T = TypeVar("T")
+
 # Seconds. A late reply does not end the connection, or a worker whose round trip is 0.2 s would reconnect for every
 # line; Redis that owes a reply for this long without giving any is taken for dead.
 PATIENCE = 1.0
+
+# What says that a socket is not ready, and for what it waits then; None: for what it was asked to do.
+WouldBlock = Mapping[type[OSError], bool | None]
+_READ, _WRITE = False, True
 
 # A reply to AUTH, SELECT or PUBLISH is one short line; a peer that says more without an end is no Redis.
 _LINE_MAX = 65536
@@ -59,11 +68,18 @@ class Outcome(NamedTuple):
 
 
 class Wire:
-    """One connection, used by one thread at a time."""
+    """One connection, used by one thread at a time.
 
-    def __init__(self, sock: socket.socket, would_block: tuple[type[OSError], ...]) -> None:
+    The socket never blocks: each call of the kernel lets go of the interpreter, and where the run computes it takes
+    5 ms to have it again and costs the run a tenth of a millisecond. With a timeout set for each call a message took
+    ten of them, and now four.
+    """
+
+    def __init__(self, sock: socket.socket, would_block: WouldBlock) -> None:
+        sock.settimeout(0)
         self._sock = sock
         self._would_block = would_block
+        self._not_ready = tuple(would_block)
         self._buffer = bytearray()
         self._owed = 0  # replies not seen yet
         self._heard = time.monotonic()
@@ -145,11 +161,10 @@ class Wire:
     def _settle(self) -> None:
         """Take replies that came late, and notice a dead connection while nothing is written yet."""
         try:
-            self._sock.settimeout(0)
             while data := self._sock.recv(4096):
                 self._buffer += data
             raise Unsent("Redis has closed the connection")
-        except self._would_block:
+        except self._not_ready:
             pass
         except OSError as error:
             raise Unsent(reason(error)) from None
@@ -183,8 +198,8 @@ class Wire:
         sent = 0
         try:
             while sent < len(packet):
-                self._sock.settimeout(_left(deadline))
-                sent += self._sock.send(view[sent:])
+                _left(deadline)
+                sent += self._when_ready(partial(self._sock.send, view[sent:]), _WRITE, deadline)
         except OSError as error:
             return sent, error
         return sent, None
@@ -193,12 +208,33 @@ class Wire:
         while b"\r\n" not in self._buffer:
             if len(self._buffer) > _LINE_MAX:
                 raise ConnectionError("the peer's answer has no end, so it is no Redis")
-            self._sock.settimeout(_left(deadline))
-            data = self._sock.recv(4096)
+            if None in self._would_block.values():  # under TLS what has come may wait in the layer between
+                self._wait(_READ, deadline)
+            data = self._when_ready(partial(self._sock.recv, 4096), _READ, deadline)
             if not data:
                 raise ConnectionError("Redis has closed the connection")
             self._buffer += data
         return self._pop()
+
+    def _when_ready(self, operation: Callable[[], T], writes: bool, deadline: float) -> T:
+        while True:
+            try:
+                return operation()
+            except self._not_ready as error:
+                wanted = self._would_block[type(error)]
+                self._wait(writes if wanted is None else wanted, deadline)
+
+    def _wait(self, writes: bool, deadline: float) -> None:
+        left = _left(deadline)
+        if hasattr(select, "poll"):
+            poller = select.poll()
+            poller.register(self._sock, select.POLLOUT if writes else select.POLLIN)
+            is_ready = bool(poller.poll(math.ceil(left * 1000)))
+        else:  # Windows
+            socks = [self._sock]
+            is_ready = any(select.select([] if writes else socks, socks if writes else [], socks, left))
+        if not is_ready:
+            raise TimeoutError("timed out")
 
     def _pop(self) -> bytes:
         line, _, rest = self._buffer.partition(b"\r\n")
@@ -227,7 +263,7 @@ def open_wire(address: Address, db: int, budget: float) -> Wire:
     )
     deadline = time.monotonic() + budget
     sock = _connect(found, deadline) if address.path is None else _connect_path(address.path, deadline)
-    would_block: tuple[type[OSError], ...] = (BlockingIOError,)
+    would_block: WouldBlock = {BlockingIOError: None}
     try:
         if address.tls is not None:
             sock, would_block = _secured(sock, address, deadline)
@@ -268,12 +304,12 @@ def _connect_path(path: str, deadline: float) -> socket.socket:
     return sock
 
 
-def _secured(sock: socket.socket, address: Address, deadline: float) -> tuple[socket.socket, tuple[type[OSError], ...]]:
+def _secured(sock: socket.socket, address: Address, deadline: float) -> tuple[socket.socket, WouldBlock]:
     import ssl
 
     sock.settimeout(_left(deadline))
     secured = _context(address).wrap_socket(sock, server_hostname=address.host)
-    return secured, (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+    return secured, {ssl.SSLWantReadError: _READ, ssl.SSLWantWriteError: _WRITE}
 
 
 def _context(address: Address) -> "ssl.SSLContext":

@@ -255,3 +255,28 @@ def test_a_child_of_a_fork_has_nothing_of_it(box, sender):
 def test_a_size_that_is_none(size):
     with pytest.raises(ValueError, match="a number of messages such as 10000"):
         Outbox(size, FakeSender)
+
+
+def test_a_run_that_computes_is_interrupted_less_often(box, monkeypatch):
+    """The thread wakes up late where the interpreter is another's; early, it was called for and learns nothing."""
+    found, clock, waited = box(), [100.0], []
+    late = iter((0.0001, 0.0049, -0.09, 0.0049, 0.0001, 0.0001))
+    monkeypatch.setattr(outbox.time, "monotonic", lambda: clock[0])
+
+    def wait(number, seconds):
+        waited.append(seconds)
+        clock[0] += seconds + next(late)
+
+    monkeypatch.setattr(found, "_wait_for", wait)
+    with found._lock:
+        for _ in range(6):
+            found._let_gather()
+    assert waited == [0.005, 0.005, 0.1, 0.1, 0.1, 0.005]
+
+
+def test_a_flush_does_not_wait_for_more_to_gather(box, sender):
+    found = box()
+    found._linger = 60.0
+    found.append("r1:wepp", b"first")
+    assert found.flush(10)
+    assert sender.sent == [b"first"]

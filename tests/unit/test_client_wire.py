@@ -21,7 +21,7 @@ def pair():
     ours, theirs = socket.socketpair()
     theirs.settimeout(10)
     with ours, theirs:
-        yield Wire(ours, (BlockingIOError,)), theirs
+        yield Wire(ours, {BlockingIOError: None}), theirs
 
 
 @contextlib.contextmanager
