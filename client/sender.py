@@ -29,6 +29,9 @@ from client.wire import ReplyError, Unanswered, Unsent, Wire, open_wire, reason
 
 log = logging.getLogger(__name__)
 
+# Of the pauses, and not of the run: what a model draws after random.seed() must not hang on how often Redis was tried.
+_chance = random.SystemRandom()
+
 # Seconds. The promise is 0.2 in all; the rest is for the thread to get its turn of the processor back.
 BUDGET = 0.195
 # What all publishes together wait for the first attempt of an outage, each within its budget: enough for the two round
@@ -368,7 +371,7 @@ class Sender:
             with self._state:
                 self._failure = failure
                 self._state.notify_all()
-                if self._state.wait_for(lambda: self._closed, random.uniform(0, min(pause, longest))):
+                if self._state.wait_for(lambda: self._closed, _chance.uniform(0, min(pause, longest))):
                     return
 
     def _hand_over(self, wire: Wire) -> None:

@@ -29,6 +29,8 @@ STEP = 0.5
 PAUSE_BASE = 0.05
 PAUSE_MAX = 0.25
 
+_chance = random.SystemRandom()  # as in client.sender
+
 
 class Store:
     """One connection pool, shared by all RedisPrep of a process with the same address and budget."""
@@ -60,7 +62,7 @@ class Store:
                 raise
             except (RedisConnectionError, RedisTimeoutError) as error:
                 self._answered = False
-                rest = random.uniform(pause / 2, pause)
+                rest = _chance.uniform(pause / 2, pause)
                 if time.monotonic() + rest + self.step > deadline:
                     message = f"Redis at {self.address} gave no answer within {self.budget:g} s: {error}"
                     raise RedisConnectionError(message) from error

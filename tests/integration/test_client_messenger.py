@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import time
 import pytest
 import redis
 
-from client import StatusMessenger, StatusMessengerHandler, configure, messenger, sender
+from client import RedisPrep, StatusMessenger, StatusMessengerHandler, configure, messenger, sender
 from tests.integration.worker_rig import ROOT, closed_port, mute_server, subscribed, until
 
 PROMISE = 0.2
@@ -453,6 +454,20 @@ def test_the_last_lines_of_a_burst_arrive_in_order(redis_url):
         for line in lines:
             StatusMessenger.publish("r1:wepp", line)
         assert [following()[1].decode() for _ in lines] == lines
+
+
+def test_a_run_draws_what_it_would_have_drawn(monkeypatch):
+    """Both classes pause by chance while Redis is away, one of them in a thread; the run's own random.seed() holds."""
+    tries = []
+    monkeypatch.setattr(sender, "open_wire", lambda *_: tries.append(1) or (_ for _ in ()).throw(OSError("away")))
+    with closed_port() as url:
+        configure(url)
+        before = random.getstate()
+        assert StatusMessenger.publish("run1:wepp", "x") is None
+        with pytest.raises(redis.exceptions.ConnectionError):
+            RedisPrep("/nonexistent/run1", retry=0.5)
+        until(lambda: len(tries) > 3)
+        assert random.getstate() == before
 
 
 LAST_MOMENTS = """
