@@ -11,7 +11,7 @@ import pytest
 import redis
 import trustme
 
-from client import RedisPrep, StatusMessenger, configure, connection, messenger, store
+from client import RedisPrep, StatusMessenger, configure, messenger, store
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +20,8 @@ def authority():
 
 
 @pytest.fixture
-def front(authority, redis_server, monkeypatch):
+def front(authority, redis_server):
     """The port of a TLS server that passes all on to a Redis, and the Redis."""
-    monkeypatch.setattr(connection, "_url", None)
-    monkeypatch.setattr(connection, "_found", None)
-    monkeypatch.setattr(messenger._Process, "sender", None)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
     with contextlib.ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as server:

@@ -7,20 +7,15 @@ import threading
 
 import pytest
 
-from client import QueuedMessenger, StatusMessenger, StatusMessengerHandler, configure, connection, messenger
+from client import QueuedMessenger, StatusMessenger, StatusMessengerHandler, configure, messenger
 from client.outbox import Outbox
 from client.testing import CaptureMessenger
 
 
 @pytest.fixture(autouse=True)
-def nowhere(monkeypatch):
+def nowhere():
     """A configuration that no message could be sent by."""
-    monkeypatch.setattr(connection, "_url", None)
-    monkeypatch.setattr(connection, "_found", None)
-    monkeypatch.setattr(messenger._Process, "sender", None)
     configure("unix:///nonexistent/redis.sock")
-    yield
-    StatusMessenger.configure(queue=False)
 
 
 @pytest.fixture
