@@ -9,7 +9,7 @@ CORE_TESTS := $(wildcard tests/unit/test_fanout_*.py) tests/unit/test_swarm.py t
 export RELAY_REQUIRE_CORE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: build demo test check debug bench wheel clean system
+.PHONY: build demo test check debug other-debug other-asan bench wheel clean system
 .DELETE_ON_ERROR:
 
 build: build/core.stamp
@@ -34,9 +34,10 @@ wheel: build
 
 # The core with its invariants asserted, then under AddressSanitizer; each in a copy of the tree, so that the release
 # build stays.
-debug: build
-	sh tests/other_build.sh debug $(CORE_TESTS)
-	sh tests/other_build.sh asan $(CORE_TESTS)
+debug: other-debug other-asan
+
+other-debug other-asan: other-%: build
+	sh tests/other_build.sh $* $(CORE_TESTS)
 
 clean:
 	rm -rf build dist *.egg-info relay/*.so
