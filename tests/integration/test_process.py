@@ -323,6 +323,8 @@ def test_a_path_that_is_anothers_by_now_stays(relay, tmp_path):
     path.rename(tmp_path / "aside.sock")
     second = relay("status", env={"STATUS_LISTEN_ADDR": f"unix:{path}"}, wait=None)
     wait_for(lambda: opens(str(path)), "listening")
+    for process in (first, second):  # a listener is there before the handler of SIGTERM is
+        wait_for(lambda p=process: any("Redis is there" in line for line in p.stderr), "running")
     assert first.stop() == 0
     assert opens(str(path))
     assert second.stop() == 0
