@@ -75,7 +75,7 @@ cdef class Clients:
         """The epoll instance: readable when `poll` has something to do."""
         return self.ep
 
-    def add_service(self, *, bytes prefix=b"", bytes suffix=b"", bint newest_only=False, double ping_interval=10,
+    def add_service(self, *, bytes prefix=b"", bytes suffix=b"", bytes notice=b"", bint newest_only=False, double ping_interval=10,
                     double pong_timeout=75, double write_timeout=10, size_t max_message=65536,
                     size_t max_backlog=262144, size_t max_published=1048576, uint32_t max_fragments=64,
                     uint32_t frame_rate=20, uint32_t frame_burst=100) -> int:
@@ -84,6 +84,7 @@ cdef class Clients:
         Args:
             prefix: what stands before the escaped text of a published message in its frame.
             suffix: what stands behind it.
+            notice: the frame that clients of protocol version 2 get where a message was dropped for its size.
             newest_only: a client that lags keeps the newest frame alone instead of being closed (snapshots).
             ping_interval: seconds between two heartbeats of a client.
             pong_timeout: seconds of silence after which a client is closed with 1008.
@@ -100,7 +101,7 @@ cdef class Clients:
         """
         cdef Service service = Service()
         service.index = len(self.services)
-        service.prefix, service.suffix, service.newest_only = prefix, suffix, newest_only
+        service.prefix, service.suffix, service.notice, service.newest_only = prefix, suffix, notice, newest_only
         service.ping_every, service.silence, service.write_timeout = ticks(ping_interval), ticks(pong_timeout), ticks(write_timeout)
         service.max_message, service.max_backlog, service.max_published = max_message, max_backlog, max_published
         service.max_fragments, service.frame_rate, service.frame_burst = max_fragments, frame_rate, frame_burst
@@ -216,7 +217,7 @@ cdef class Clients:
             relay_watch(self.ep, EPOLL_CTL_MOD, slot.fd, EPOLLIN | EPOLLOUT, self.handle(index))
         elif service.newest_only and not burst.opaque:
             before = slot.backlog.count
-            backlog_keep_started(slot.backlog)
+            backlog_keep_started(slot.backlog, 0 if burst.min_version else 2)
             service.replaced += before - slot.backlog.count
         backlog_push(slot.backlog, burst, sent, self.now)
         if large and sent == 0 and slot.backlog.large is NULL:

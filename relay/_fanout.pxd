@@ -91,7 +91,10 @@ cdef class Service:
     cdef uint32_t ping_every, silence, write_timeout, max_fragments
     cdef size_t max_message, max_backlog, max_published
     cdef uint32_t frame_rate, frame_burst
+    cdef bytes notice       # for clients of a newer protocol, where a message was dropped for its size
     cdef uint64_t connections, opened, frames, bytes, oversize, write_errors, replaced
+    cdef uint64_t arrived   # messages Redis sent, for whatever channel
+    cdef uint64_t told, untold  # clients that learned of a gap, and those of the old protocol, which cannot
     cdef dict closes
 
 
@@ -100,6 +103,7 @@ cdef class Topic:
     cdef bytes name
     cdef uint32_t *slots    # compact; NONE is the hole of one who left during a delivery
     cdef uint32_t count, room, holes
+    cdef uint32_t newer     # of its clients, those that know frames of a newer protocol
     cdef Burst *open[KINDS] # what grows
     cdef Burst *sealed      # what is being delivered, oldest first
     cdef Burst *last

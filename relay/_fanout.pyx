@@ -233,6 +233,7 @@ cdef class Core(Sockets):
             if not is_message(reply):
                 rest.append(reply)
                 return rest
+            s.arrived += 1
             topic = <void *>PyDict_GetItem(s.topics, <object>PyList_GET_ITEM(reply, 1))
             if topic is NULL:
                 rest.append(reply)
@@ -250,6 +251,7 @@ cdef class Core(Sockets):
         cdef Burst *burst
         if size > service.max_published:
             service.oversize += 1
+            self.tell_gap(topic, service.notice)
             return 0
         plain = is_plain(text, size, &ascii)
         if not ascii:
@@ -312,19 +314,42 @@ cdef class Core(Sockets):
         """
         cdef Service s = self.services[service]
         cdef Topic t = s.topics.get(topic)
+        if t is None or (min_version > 0 and t.newer == 0):
+            return False
+        self.append_text(t, text, min_version)
+        return True
+
+    cdef int append_text(self, Topic topic, bytes text, int min_version) except -1:
         cdef size_t body = PyBytes_GET_SIZE(text)
         cdef Burst *burst
-        if t is None:
-            return False
         if min_version > 0:
-            topic_seal(t, WEBSOCKET)
-        burst = self.room_for(t, header_size(body) + body)
+            topic_seal(topic, WEBSOCKET)
+        burst = self.room_for(topic, header_size(body) + body)
         memcpy(write_header(burst.data + burst.size, TEXT, body), PyBytes_AS_STRING(text), body)
         burst.min_version = <uint8_t>min_version
-        self.appended(t, burst, header_size(body) + body)
+        self.appended(topic, burst, header_size(body) + body)
         if min_version > 0:
-            topic_seal(t, WEBSOCKET)
-        return True
+            topic_seal(topic, WEBSOCKET)
+        return 0
+
+    def announce_gap(self, int service, bytes text) -> None:
+        """Tells the clients of every topic that messages may be missing here, behind all that came before.
+
+        Args:
+            service: its number.
+            text: the frame, UTF-8, for those of protocol version 2. The others are counted in `untold`.
+        """
+        cdef Service s = self.services[service]
+        cdef Topic topic
+        for topic in list(s.topics.values()):
+            self.tell_gap(topic, text)
+
+    cdef int tell_gap(self, Topic topic, bytes text) except -1:
+        topic.service.told += topic.newer
+        topic.service.untold += topic_clients(topic) - topic.newer
+        if topic.newer and text:
+            self.append_text(topic, text, 2)
+        return 0
 
     def flush(self) -> bool:
         """Delivers for at most about 2 ms; whether something is left for the next call.
@@ -417,37 +442,35 @@ cdef class Core(Sockets):
             burst = burst.next
         return 0
 
-    def attach(self, uint64_t client, topic, bytes first=b"") -> bool:
-        """Sends a parked client its 101 and `first` (a text message) in one write, and puts it in the topic.
+    def attach(self, uint64_t client, topic, bytes first=b"", bytes notice=b"") -> bool:
+        """Sends a parked client its 101, `first` and `notice` in one write, and puts it in the topic.
 
         What is already in the topic's open burst was published before it joined: it does not get that.
 
         Args:
             client: a parked one.
             topic: bytes, or None for none.
-            first: UTF-8, for this client alone.
+            first: a text message in UTF-8 for this client alone; empty: none.
+            notice: one more, where it asked for protocol version 2.
 
         Returns:
             Whether the client was still there.
         """
         cdef Slot *slot = self.find(client)
         cdef Burst *burst
-        cdef size_t size = PyBytes_GET_SIZE(first), answer
         cdef uint32_t index
         cdef Service service
         if slot is NULL or slot.stage != PARKED:
             return False
         index = self.index_of(slot)
         service = self.services[slot.service]
-        answer = slot.inbound.answer_size
-        burst = burst_new(answer + (header_size(size) + size if size else 0))
+        if slot.version < 2:
+            notice = b""
+        burst = burst_new(slot.inbound.answer_size + PyBytes_GET_SIZE(first) + PyBytes_GET_SIZE(notice) + 20)
         try:
-            memcpy(burst.data, slot.inbound.answer, answer)
-            burst.size = answer
-            if size:
-                memcpy(write_header(burst.data + answer, TEXT, size), PyBytes_AS_STRING(first), size)
-                burst.size += header_size(size) + size
-                service.frames += 1
+            memcpy(burst.data, slot.inbound.answer, slot.inbound.answer_size)
+            burst.size = slot.inbound.answer_size
+            service.frames += burst_add_text(burst, first) + burst_add_text(burst, notice)
             self.open_up(slot, service)
             self.say(index, burst.data, burst.size)
             if topic is not None and slot.stage == OPEN:
@@ -509,6 +532,10 @@ cdef class Core(Sockets):
         """Whether so much waits in a topic that it should wait no longer."""
         return pressing_topics > 0
 
+    def arrived(self, int service) -> int:
+        """Messages that Redis has sent for a service so far, whatever their channel."""
+        return (<Service>self.services[service]).arrived
+
     def watched(self, int service, bytes topic) -> bool:
         """Whether the topic has clients."""
         cdef Topic t = (<Service>self.services[service]).topics.get(topic)
@@ -555,13 +582,14 @@ cdef class Core(Sockets):
 
     cdef uint32_t check_topic(self, Topic topic) except? 0:
         """A slot is in a topic's array if and only if that is its topic."""
-        cdef uint32_t position, index, clients = 0
+        cdef uint32_t position, index, clients = 0, newer = 0
         for position in range(topic.count):
             index = topic.slots[position]
             if index != NONE:
                 assert self.slots[index].topic is <void *>topic and self.slots[index].position == position
                 clients += 1
-        assert clients == topic_clients(topic)
+                newer += self.slots[index].version > 0
+        assert clients == topic_clients(topic) and newer == topic.newer
         return clients
 
     cdef int check_backlog(self, Slot *slot) except -1:

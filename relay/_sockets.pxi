@@ -461,6 +461,7 @@ cdef class Sockets(Clients):
         return {
             "connections": s.connections, "opened": s.opened, "topics": len(s.topics), "frames": s.frames, "bytes": s.bytes,
             "oversize": s.oversize, "write_errors": s.write_errors, "replaced": s.replaced, "closes": dict(s.closes),
+            "told": s.told, "untold": s.untold,
         }
 
     def totals(self) -> dict:

@@ -55,6 +55,17 @@ cdef Burst *burst_of(const unsigned char *data, size_t size) except NULL:
     return burst
 
 
+cdef int burst_add_text(Burst *burst, bytes text) except -1:
+    """A text frame at its end, where there is room; how many frames that is: none for an empty text."""
+    cdef size_t size = PyBytes_GET_SIZE(text)
+    if size == 0:
+        return 0
+    assert burst.size + header_size(size) + size <= burst.room
+    memcpy(write_header(burst.data + burst.size, TEXT, size), PyBytes_AS_STRING(text), size)
+    burst.size += header_size(size) + size
+    return 1
+
+
 # ---- topics ----
 
 cdef inline void topic_weigh(Topic topic, size_t waiting) noexcept:
@@ -83,12 +94,14 @@ cdef int topic_join(Topic topic, uint32_t index, Slot *slot) except -1:
     slot.position = topic.count
     slot.topic = <void *>topic
     topic.count += 1
+    topic.newer += slot.version > 0
     return 0
 
 
 cdef void topic_leave(Topic topic, Slot *slots, uint32_t index) noexcept:
     cdef Slot *slot = &slots[index]
     cdef uint32_t moved
+    topic.newer -= slot.version > 0
     if topic.sealed is not NULL:
         topic.slots[slot.position] = NONE
         topic.holes += 1
@@ -304,30 +317,43 @@ cdef void backlog_pop(Backlog *backlog) noexcept:
     backlog.boundary = 0
 
 
-cdef int backlog_keep_started(Backlog *backlog) except -1:
+cdef int backlog_keep_started(Backlog *backlog, int spared=-1) except -1:
     """Drops every frame that is not started; the one in progress is kept, for a frame is sent whole or the connection ends.
+
+    Bursts whose `min_version` is `spared` stay: a new snapshot replaces snapshots and no notices, a notice notices alone.
 
     Its rest is copied where the reference would keep much more alive: at the process bound, 39 of 39 laggards were closed
     and nothing was freed.
     """
     cdef Burst *rest
     cdef Owed *owed
-    cdef uint32_t kept = 0, i
+    cdef uint32_t kept, i
+    cdef bint started
     if backlog.count == 0:
         return 0
     owed = backlog_at(backlog, 0)
-    if owed.start < backlog.boundary:
+    started = owed.start < backlog.boundary
+    kept = started
+    if started:
         owed.end = backlog.boundary
-        kept = 1
-    for i in range(kept, backlog.count):
-        burst_release(backlog_at(backlog, i).burst)
-    backlog.count = kept
-    backlog.bytes = owed.end - owed.start if kept else 0
     backlog.large = NULL
     backlog_uncrowd(backlog)
-    if kept and owed.burst.room - backlog.bytes > WORTH_COPYING:
+    backlog.bytes = owed.end - owed.start if started else 0
+    if started and owed.burst.room - backlog.bytes > WORTH_COPYING:
         rest = burst_of(owed.burst.data + owed.start, backlog.bytes)
         burst_release(owed.burst)
         owed.burst, owed.start, owed.end = rest, 0, rest.size
         backlog.boundary = rest.size
+    for i in range(kept, backlog.count):
+        owed = backlog_at(backlog, i)
+        if owed.burst.min_version == spared:
+            backlog.bytes += owed.end - owed.start
+            backlog_at(backlog, kept)[0] = owed[0]
+            kept += 1
+        else:
+            burst_release(owed.burst)
+    backlog.count = kept
+    if not started:
+        backlog.boundary = 0
+        backlog_find_boundary(backlog)
     return 0

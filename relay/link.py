@@ -1,7 +1,9 @@
 """The subscription connection of a service: interest in, messages into the core."""
 
 import asyncio
+import json
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeGuard
@@ -11,10 +13,22 @@ import hiredis
 from relay import upstream
 from relay._fanout import Core
 from relay.errors import RelayError
+from relay.probe import Probe
 from relay.settings import ServiceSettings
-from relay.upstream import Resolver, Upstream, encode, fixed, verdict
+from relay.upstream import Commands, Resolver, Upstream, encode, fixed, verdict
 
 BATCH = 512  # channels of one SUBSCRIBE
+READY = b'{"type":"ready"}'  # for clients of protocol version 2: from here on nothing is missing (docs/protocol.md)
+
+
+def gap(reason: str, since: float | None = None) -> bytes:
+    """A frame for clients of protocol version 2: messages may be missing here (docs/protocol.md).
+
+    Args:
+        reason: `link` or `size`.
+        since: unix seconds of the last message that is sure to have come; None where one message alone is missing.
+    """
+    return json.dumps({"type": "gap", "reason": reason} | ({"since": round(since, 3)} if since else {})).encode()
 
 
 class Listener(Protocol):
@@ -29,8 +43,8 @@ class Listener(Protocol):
     def on_event(self, channel: bytes, payload: bytes) -> None:
         """A message on a channel that is no topic of the core's."""
 
-    def on_down(self) -> None:
-        """The link broke."""
+    def on_down(self, since: float) -> None:
+        """The link broke: what was published since then (unix seconds) may be missing."""
 
 
 class Link(Upstream):
@@ -44,6 +58,7 @@ class Link(Upstream):
         core: messages for its topics go into it.
         service: number of the service in the core.
         deliver: called once for each read from Redis, behind the last message.
+        commands: the connection on which the link is proved.
         fatal: see Upstream.
         resolve: see Upstream.
     """
@@ -56,6 +71,7 @@ class Link(Upstream):
         core: Core,
         service: int,
         deliver: Callable[[], None],
+        commands: Commands,
         fatal: Callable[[RelayError], None],
         resolve: Resolver = fixed,
     ) -> None:
@@ -73,6 +89,8 @@ class Link(Upstream):
         self._pinged = False
         self._heard = 0.0  # when the last bytes came
         self._loop = asyncio.get_running_loop()
+        self.probe = Probe(commands, lambda: core.arrived(service), self.abort, self.log)
+        commands.on_ready.append(self.probe.retry)
 
     # ---- interest ----
 
@@ -129,6 +147,16 @@ class Link(Upstream):
         self._sent.append((verb, names))
         self.write(encode(verb, *names))
 
+    @property
+    def unconfirmed(self) -> int:
+        """How many of them Redis has not confirmed."""
+        return sum(1 for channel in self._wanted if self._state.get(channel) != self.ON)
+
+    def state(self) -> dict[str, object]:
+        """Of Upstream, with channels, and the probe: `off` says why it is, `age` seconds since the last proof."""
+        probe = {"off": self.probe.off, "sent": self.probe.sent, "age": round(self.probe.age, 1) if self.up else None}
+        return {**super().state(), "channels": self.channels, "unconfirmed": self.unconfirmed, "probe": probe}
+
     # ---- replies ----
 
     def take_replies(self) -> None:
@@ -157,7 +185,7 @@ class Link(Upstream):
 
     def _on_reply(self, reply: object) -> None:
         if _is_message(reply):
-            if self.listener:
+            if self.listener and reply[1] != self.probe.channel:
                 self.listener.on_event(reply[1], reply[2])
         elif self._greetings_due and self.greeted(reply):
             return
@@ -184,6 +212,8 @@ class Link(Upstream):
         channel = names.popleft()
         if not names:
             self._sent.popleft()
+        if channel == self.probe.channel:
+            return None
         wanted = channel in self._wanted
         if verb == b"SUBSCRIBE":
             self._state[channel] = self.ON
@@ -203,6 +233,8 @@ class Link(Upstream):
         elif len(names) > 1:
             for channel in names:
                 self._send(b"SUBSCRIBE", [channel])
+        elif names[0] == self.probe.channel:
+            self.probe.refused(why)
         else:
             channel = names[0]
             del self._state[channel]
@@ -218,11 +250,16 @@ class Link(Upstream):
 
     def on_up(self) -> None:
         """Whatever is wanted is subscribed again."""
+        self._heard = self._loop.time()
+        self._send(b"SUBSCRIBE", [self.probe.start()])
         self._subscribe(list(self._wanted))
         self._timer = asyncio.get_running_loop().call_later(upstream.PING_EVERY, self._ping)
 
     def on_lost(self) -> None:
         """All subscriptions are gone with the connection."""
+        # A PONG proves nothing about messages, unless there is no better witness.
+        silent = self._loop.time() - self._heard if self.probe.off else self.probe.age
+        self.probe.stop()
         self._state.clear()
         self._sent.clear()
         self._outbox.clear()
@@ -230,7 +267,7 @@ class Link(Upstream):
         if self._timer:
             self._timer.cancel()
         if self.listener:
-            self.listener.on_down()
+            self.listener.on_down(time.time() - silent)
 
     def _ping(self) -> None:
         """PING with a deadline: redis-py only sends its PING and never misses the PONG."""

@@ -8,6 +8,7 @@ all-false frame before a true one makes browsers announce a completed run.
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from relay import checklist
 from relay._fanout import Core
 from relay.handshake import MAX_TOPICS, busy
-from relay.link import Link
+from relay.link import READY, Link, gap
 from relay.settings import ServiceSettings
 from relay.upstream import Commands, Lost
 
@@ -29,7 +30,8 @@ class _Run:
     """A watched run.
 
     `snapshot` is the frame that all its clients hold; `reading` that an HGETALL is in flight; `dirty` that one more
-    must follow; `due` the timer of a read that waits for its time; `read_at` when the last one was issued.
+    must follow; `due` the timer of a read that waits for its time; `read_at` when the last one was issued, `covered`
+    that its key events were subscribed by then; `current` that such a read has been answered, and nothing broke since.
     """
 
     snapshot: bytes = b""
@@ -37,6 +39,8 @@ class _Run:
     dirty: bool = False
     due: asyncio.TimerHandle | None = None
     read_at: float = -SPACING
+    covered: bool = False
+    current: bool = False
 
 
 class Preflight:
@@ -76,7 +80,8 @@ class Preflight:
         self.link = make_link(self.index)
         self.link.listener = self
         self.commands = commands
-        self.commands.on_ready = self._on_ready
+        self.commands.on_ready.append(self._on_ready)
+        self.commands.on_gone.append(self._on_gone)
         self.set_events = set_events
         self._events_of = b"__keyspace@%d__:" % settings.redis.db  # and the key: the channel of its events
         self.log = logging.getLogger("relay.preflight")
@@ -96,9 +101,11 @@ class Preflight:
                 return
             state = self._runs[run] = _Run()
             self.link.want(self._events_of + run)
-        if not state.snapshot and not (self.link.up and self.commands.up):
+        up = self.link.up and self.commands.up
+        if not state.snapshot and not up:
             self._recall(run, state)
-        self.core.attach(client, run, state.snapshot)
+        notice = READY if state.current else b"" if up else gap("link", time.time())
+        self.core.attach(client, run, state.snapshot, notice)
         if not self.core.watched(self.index, run):
             self.idle(run)  # it was gone before it came
 
@@ -127,19 +134,32 @@ class Preflight:
     # ---- from the link ----
 
     def on_subscribed(self, channel: bytes) -> None:
-        """Of upstream.Listener. Subscribe first, then read: no write can fall between."""
+        """Of link.Listener. Subscribe first, then read: no write can fall between."""
         self._touch(channel[len(self._events_of) :])
 
     def on_refused(self, channel: bytes, why: str) -> None:
-        """Of upstream.Listener."""
+        """Of link.Listener."""
         self.core.close_topic(self.index, channel[len(self._events_of) :], 1008, b"Redis does not permit this run")
 
     def on_event(self, channel: bytes, payload: bytes) -> None:
-        """Of upstream.Listener: something was done to the key."""
+        """Of link.Listener: something was done to the key."""
         self._touch(channel[len(self._events_of) :])
 
-    def on_down(self) -> None:
-        """Of upstream.Listener. Nothing is sent; each subscription made again brings a new read."""
+    def on_down(self, since: float) -> None:
+        """Of link.Listener. No snapshot is sent; each subscription made again brings a new read."""
+        self._doubt(since)
+
+    def _on_gone(self) -> None:
+        """The command connection broke: nothing can be read."""
+        self._doubt(time.time())
+
+    def _doubt(self, since: float) -> None:
+        """What the clients hold may be old. Those that can be told are, once."""
+        if any(state.current for state in self._runs.values()):
+            self.core.announce_gap(self.index, gap("link", since))
+            self.deliver()
+        for state in self._runs.values():
+            state.current = state.covered = False
 
     # ---- reading ----
 
@@ -161,6 +181,7 @@ class Preflight:
     def _read(self, run: bytes, state: _Run, *, announced: bool = True) -> None:
         state.due = None
         state.reading, state.dirty = True, False
+        state.covered = self.link.subscribed(self._events_of + run)
         state.read_at = asyncio.get_running_loop().time()
         answer = self.commands.call(b"HGETALL", run)
         answer.add_done_callback(lambda answer: self._on_read(run, state, answer, announced))
@@ -174,6 +195,10 @@ class Preflight:
             self._on_error(run, state, error)
             return
         self._show(run, state, answer.result(), announced)
+        if state.covered and not state.current and self.commands.up:
+            state.current = True
+            if self.core.publish(self.index, run, READY, 2):
+                self.deliver()
         if state.dirty:
             self._touch(run)
 

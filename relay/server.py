@@ -88,7 +88,7 @@ class Server:
         deliver = self.deliver if self.settings.coalesce_ms else self.flush
 
         def make_link(number: int) -> Link:
-            return Link(settings, self.core, number, deliver, self.fail)
+            return Link(settings, self.core, number, deliver, commands, self.fail)
 
         if settings.name == "status":
             return Status(self.core, settings, make_link, commands, self.settings.max_published_size)

@@ -1,12 +1,13 @@
 """Status: a topic for each channel `<run>:<channel>`, a frame for each message on it (contract, section 5)."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from relay._fanout import Core
 from relay.handshake import MAX_TOPICS, busy, plain
-from relay.link import Link
+from relay.link import READY, Link, gap
 from relay.settings import ServiceSettings
 from relay.upstream import Commands
 
@@ -49,6 +50,7 @@ class Status:
         self.index = core.add_service(
             prefix=b'{"type":"status","data":"',
             suffix=b'"}',
+            notice=gap("size"),
             ping_interval=settings.ping_interval,
             pong_timeout=settings.pong_timeout,
             write_timeout=settings.write_timeout,
@@ -68,8 +70,10 @@ class Status:
         if self.link.channels >= MAX_TOPICS and not self.core.watched(self.index, channel):
             self.core.refuse(client, busy("This relay watches as many topics as it may."))
             return
-        if self.link.subscribed(channel) or not self.link.up:
-            self.core.attach(client, channel)
+        if self.link.subscribed(channel):
+            self.core.attach(client, channel, notice=READY)
+        elif not self.link.up:
+            self.core.attach(client, channel, notice=gap("link", time.time()))
         elif channel in self._parked:
             self._parked[channel].clients.append(client)
         else:
@@ -86,25 +90,26 @@ class Status:
     def _wait_no_longer(self) -> None:
         loop = asyncio.get_running_loop()
         for channel in [c for c, parked in self._parked.items() if parked.until <= loop.time()]:
-            self._release(channel)
+            self._release(channel, b"")
         oldest = next(iter(self._parked.values()), None)
         self._timer = loop.call_at(oldest.until, self._wait_no_longer) if oldest else None
 
-    def _release(self, channel: bytes) -> None:
+    def _release(self, channel: bytes, notice: bytes) -> None:
         parked = self._parked.pop(channel, None)
         if parked:
             for client in parked.clients:
-                self.core.attach(client, channel)
+                self.core.attach(client, channel, notice=notice)
         self.idle(channel)  # who was parked may be gone by now
 
     # ---- from the link ----
 
     def on_subscribed(self, channel: bytes) -> None:
-        """Of upstream.Listener."""
-        self._release(channel)
+        """Of link.Listener. Who is in the topic already joined while the link was down, or has waited for it since."""
+        self.core.publish(self.index, channel, READY, 2)
+        self._release(channel, READY)
 
     def on_refused(self, channel: bytes, why: str) -> None:
-        """Of upstream.Listener."""
+        """Of link.Listener."""
         parked = self._parked.pop(channel, None)
         if parked:
             for client in parked.clients:
@@ -112,9 +117,12 @@ class Status:
         self.core.close_topic(self.index, channel, 1008, b"Redis does not permit this channel")
 
     def on_event(self, channel: bytes, payload: bytes) -> None:
-        """Of upstream.Listener: a message that came after the last client had left."""
+        """Of link.Listener: a message that came after the last client had left."""
 
-    def on_down(self) -> None:
-        """Of upstream.Listener."""
+    def on_down(self, since: float) -> None:
+        """Of link.Listener: a hole for everybody, and who waits is let in."""
+        notice = gap("link", since)
+        self.core.announce_gap(self.index, notice)
+        self.link.deliver()
         for channel in list(self._parked):
-            self._release(channel)
+            self._release(channel, notice)

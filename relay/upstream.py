@@ -12,8 +12,10 @@ import asyncio
 import contextlib
 import logging
 import random
+import re
 import socket
 import ssl
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -112,8 +114,10 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         self.fatal = fatal
         self.up = False
         self.reconnects = 0
+        self.trouble = "not connected yet"  # why it is down; "" while it is up
         self.log = logging.getLogger("relay.redis")
         self._ever_up = False
+        self._changed_at = time.monotonic()
         self._transport: asyncio.Transport | None = None
         self._buffer = memoryview(bytearray(READ_SIZE))
         self._reader = hiredis.Reader()
@@ -153,6 +157,7 @@ class Upstream(asyncio.BufferedProtocol, ABC):
             finally:
                 self._tear_down()
             failures += 1
+            self.trouble = _sentence(why)
             if not self._go_on(why, failures):
                 return
             await asyncio.sleep(self._pause(why, failures))
@@ -223,6 +228,8 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         if self._closed.done():
             raise self._closed.result()
         self.up = True
+        self.trouble = ""
+        self._changed_at = time.monotonic()
         if self._ever_up:
             self.reconnects += 1
             self.log.warning(f"Redis is back for {self.purpose}")
@@ -259,6 +266,7 @@ class Upstream(asyncio.BufferedProtocol, ABC):
             self._transport.abort()
             self._transport = None
         if was_up:
+            self._changed_at = time.monotonic()
             self.on_lost()
 
     def abort(self, why: str | Lost) -> None:
@@ -345,6 +353,11 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         if self._transport and not self._transport.is_closing():
             self._transport.write(data)
 
+    def state(self) -> dict[str, object]:
+        """For operators, fit for JSON: whether it is up, for how many seconds it has been so or not, and why not."""
+        seconds = round(time.monotonic() - self._changed_at, 1)
+        return {"up": self.up, "seconds": seconds, "trouble": self.trouble, "reconnects": self.reconnects}
+
     # ---- what the two kinds do ----
 
     @abstractmethod
@@ -377,7 +390,10 @@ class Commands(Upstream):
         self, settings: ServiceSettings, fatal: Callable[[RelayError], None], resolve: Resolver = fixed
     ) -> None:
         super().__init__(settings, "commands", fatal, resolve)
-        self.on_ready: Callable[[], None] = lambda: None
+        self.on_ready: list[Callable[[], None]] = []
+        self.on_gone: list[Callable[[], None]] = []
+        self.instance = ""  # Redis' run_id; "" where it is not known
+        self.instances = 0  # how many there have been: Redis was started anew, or another one answers now
         self._sent: deque[tuple[asyncio.Future[object], float]] = deque()
         self._waiting: deque[tuple[asyncio.Future[object], bytes]] = deque()
         self._pinger: asyncio.TimerHandle | None = None
@@ -445,7 +461,25 @@ class Commands(Upstream):
     def on_up(self) -> None:
         """Who asked to know hears of it."""
         self._ping()
-        self.on_ready()
+        self.call(b"INFO", b"server").add_done_callback(self._on_info)
+        for hear in self.on_ready:
+            hear()
+
+    def _on_info(self, answer: "asyncio.Future[object]") -> None:
+        """Redis' own name for this run of it. A user that may not ask (NOPERM) gets none, and that is no failure."""
+        if answer.cancelled() or answer.exception() is not None:
+            return
+        found = re.search(rb"run_id:([0-9a-f]+)", cast(bytes, answer.result()))
+        instance = found[1].decode() if found else ""
+        if instance and instance != self.instance:
+            if self.instance:
+                self.log.warning(f"another Redis answers {self.purpose}: restarted, or a failover")
+            self.instance = instance
+            self.instances += 1
+
+    def state(self) -> dict[str, object]:
+        """Of Upstream, and which Redis answers."""
+        return {**super().state(), "instance": self.instance, "instances": self.instances, "in_flight": len(self._sent)}
 
     def _ping(self) -> None:
         """A PING like any other command, so that a connection nobody uses is known to live too."""
@@ -464,6 +498,8 @@ class Commands(Upstream):
                 answer.set_exception(lost)
         self._sent.clear()
         self._waiting.clear()
+        for hear in self.on_gone:
+            hear()
 
 
 def _heard(answer: "asyncio.Future[object]") -> None:

@@ -179,6 +179,10 @@ class RedisServer:
         with redis.Redis(port=self.port, db=db, username=user, password=password) as connection:
             return connection.execute_command(*command)
 
+    def channels(self):
+        """What is subscribed to, but for the relays' own probes."""
+        return [name for name in self.execute("PUBSUB", "CHANNELS") if not name.startswith(b"__relay__:probe:")]
+
     def reset(self):
         """Empty, key events on, everybody let in, no other users: as after a start."""
         for name in self.execute("ACL", "USERS"):

@@ -37,7 +37,7 @@ def knock():
 
 
 def subscriptions(server):
-    return {channel.decode() for channel in server.execute("PUBSUB", "CHANNELS")}
+    return {channel.decode() for channel in server.channels()}
 
 
 def is_ready(process):
@@ -113,11 +113,11 @@ def test_four_connections_however_many_clients(both, redis_server, join):
     def kinds():
         return sorted(int(client["sub"]) for client in clients(redis_server))
 
-    wait_for(lambda: kinds() == [0, 0, 0, 0], "four connections")
+    wait_for(lambda: kinds() == [0, 0, 1, 1], "four connections, and the two links' probes")
     for number in range(150):
         join(f"{both.status_url}/run{number % 50}:wepp")
         join(f"{both.preflight_url}/run{number % 60}")
-    wait_for(lambda: kinds() == [0, 0, 50, 60], "the same four")
+    wait_for(lambda: kinds() == [0, 0, 51, 61], "the same four")
 
 
 def test_five_thousand_channels_are_resubscribed_within_two_seconds(relay, redis_server, knock):
@@ -126,9 +126,9 @@ def test_five_thousand_channels_are_resubscribed_within_two_seconds(relay, redis
     for wire in wires.values():
         assert wire.answer().status == 101
     before = link_of(redis_server)
-    assert before["sub"] == "5000"
+    assert before["sub"] == "5001"
     redis_server.execute("CLIENT", "KILL", "ID", before["id"])
-    after = wait_for(lambda: link_of(redis_server, "5000"), "all subscribed again", patience=2.0)
+    after = wait_for(lambda: link_of(redis_server, "5001"), "all subscribed again", patience=2.0)
     assert after["id"] != before["id"]
     for name in ("run0:wepp", "run511:wepp", "run512:wepp", "run4999:wepp"):
         assert redis_server.execute("PUBLISH", name, "x") == 1

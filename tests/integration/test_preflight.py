@@ -335,7 +335,7 @@ def test_5_a_run_that_was_watched_once_has_its_snapshot_while_redis_is_away(priv
     with join(f"{process.preflight_url}/run1") as first:
         first.checks()
         first.leave()
-    wait_for(lambda: server.execute("PUBSUB", "CHANNELS") == [], "unsubscribed")
+    wait_for(lambda: server.channels() == [], "unsubscribed")
     server.kill()
     wait_for(lambda: not process.ready("preflight"), "the loss noticed")
     assert len(join(f"{process.preflight_url}/run1").checks()) == 6
@@ -353,7 +353,7 @@ def test_5_a_snapshot_at_hand_survives_a_redis_that_dies_in_silence(relay, redis
     with join(f"{process.preflight_url}/run1") as first:
         first.checks()
         first.leave()
-    wait_for(lambda: redis_server.execute("PUBSUB", "CHANNELS") == [], "unsubscribed")
+    wait_for(lambda: redis_server.channels() == [], "unsubscribed")
     redis_server.pause()
     early = join(f"{process.preflight_url}/run1")
     wait_for(lambda: not process.ready("preflight"), "the silence noticed")
@@ -367,7 +367,7 @@ def test_6_the_exact_key_only(private, join):
     process, server, db = private
     peer = join(f"{process.preflight_url}/run1")
     peer.checks()
-    assert server.execute("PUBSUB", "CHANNELS") == [b"__keyspace@0__:run1"]
+    assert server.channels() == [b"__keyspace@0__:run1"]
     assert server.execute("PUBSUB", "NUMPAT") == 0
     before = reads(server)
     for key in ("nodb-lock:x:run1", "run10", "run", "xrun1", "run1:x", "RUN1"):
@@ -423,7 +423,7 @@ def test_no_reads_for_runs_that_nobody_watches(private, join):
     with join(f"{process.preflight_url}/run1") as peer:
         peer.checks()
         peer.leave()
-    wait_for(lambda: server.execute("PUBSUB", "CHANNELS") == [], "unsubscribed")
+    wait_for(lambda: server.channels() == [], "unsubscribed")
     before = reads(server)
     db.hset("run1", mapping=DUMP)
     other = join(f"{process.preflight_url}/other")

@@ -50,7 +50,7 @@ def gone(process):
 
 
 def channels(server):
-    return set(server.execute("PUBSUB", "CHANNELS"))
+    return set(server.channels())
 
 
 def log(process):

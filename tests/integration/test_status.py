@@ -201,7 +201,7 @@ def test_who_leaves_before_the_answer_leaves_no_subscription_behind(relay, redis
     process.http("status", "/health")  # served after the requests before it
     redis_server.resume()
     with Peer(f"{process.status_url}/other:wepp"):
-        wait_for(lambda: redis_server.execute("PUBSUB", "CHANNELS") == [b"other:wepp"], "the others unsubscribed")
+        wait_for(lambda: redis_server.channels() == [b"other:wepp"], "the others unsubscribed")
 
 
 def test_the_last_client_takes_the_subscription_with_it(relay, redis_server, join):
@@ -211,7 +211,7 @@ def test_the_last_client_takes_the_subscription_with_it(relay, redis_server, joi
     second.alive()
     assert redis_server.execute("PUBSUB", "NUMSUB", "run1:wepp") == [b"run1:wepp", 1]
     second.drop()
-    wait_for(lambda: redis_server.execute("PUBSUB", "CHANNELS") == [], "unsubscribed")
+    wait_for(lambda: redis_server.channels() == [], "unsubscribed")
 
 
 def test_a_channel_that_was_quiet_delivers_the_very_next_message(relay, redis_server, join):

@@ -6,6 +6,7 @@ import hiredis
 
 from relay._fanout import Core
 from relay.link import Link
+from relay.probe import PREFIX
 from relay.settings import ListenAddress, RedisAddress, ServiceSettings
 from relay.upstream import Commands
 
@@ -36,10 +37,11 @@ class Visit:
         self.reader = reader
         self.writer = writer
         self.parser = hiredis.Reader()
+        self.curious = False  # hears of the probe's SUBSCRIBE and of INFO, too
 
     async def command(self):
         """The next command, as a list; None where the connection has ended."""
-        while (command := self.parser.gets()) is False:
+        while (command := self._next()) is False:
             try:
                 data = await soon(self.reader.read(1 << 16))
             except ConnectionResetError:
@@ -49,12 +51,25 @@ class Visit:
             self.parser.feed(data)
         return command
 
+    def _next(self):
+        """Answers by itself what each connection says once it stands, unless `curious`."""
+        while (command := self.parser.gets()) is not False:
+            if self.curious or command[1:] == [] or not isinstance(command[1], bytes):
+                return command
+            if command[0] == b"SUBSCRIBE" and command[1].startswith(PREFIX):
+                self.say(ack(b"subscribe", command[1]))
+            elif command == [b"INFO", b"server"]:
+                self.say(b"-NOPERM this user has no permissions to run the 'info' command\r\n")
+            else:
+                return command
+        return False
+
     async def silent(self):
         """Whether nothing more comes within a moment."""
         try:
             self.parser.feed(await asyncio.wait_for(self.reader.read(1 << 16), 0.02))
         except TimeoutError:
-            return self.parser.gets() is False
+            return self._next() is False
         return False
 
     def say(self, *replies):
@@ -85,7 +100,7 @@ class Heard:
     def on_event(self, channel, payload):
         self.events.put_nowait((channel, payload))
 
-    def on_down(self):
+    def on_down(self, since):
         self.events.put_nowait("down")
 
     async def next(self, count=1):
@@ -144,7 +159,7 @@ class Server:
             on_idle=lambda *_: None,
             on_error=failed.append,
         )
-        link = Link(settings, core, core.add_service(), lambda: None, failed.append)
+        link = Link(settings, core, core.add_service(), lambda: None, Commands(settings, failed.append), failed.append)
         link.listener = link.heard = Heard()
         return self._started(link, failed)
 

@@ -23,20 +23,25 @@ class Core:
     def __init__(self):
         self.attached, self.published, self.refused, self.closed = [], [], [], []
         self.gone = set()  # runs without clients
+        self.notices = []  # what clients of protocol version 2 got beside all that
 
     def add_service(self, **limits):
         assert limits["newest_only"], "of snapshots only the newest counts"
         return 0
 
-    def attach(self, client, run, first):
+    def attach(self, client, run, first, notice):
         self.attached.append((client, run, first))
+        self.notices.append(notice)
 
     def watched(self, service, run):
         return run not in self.gone
 
-    def publish(self, service, run, frame):
-        self.published.append((run, frame))
+    def publish(self, service, run, frame, min_version=0):
+        (self.notices if min_version else self.published).append(frame if min_version else (run, frame))
         return True
+
+    def announce_gap(self, service, notice):
+        self.notices.append(notice)
 
     def refuse(self, client, answer):
         self.refused.append((client, answer))
@@ -49,6 +54,10 @@ class Link:
     def __init__(self):
         self.up = True
         self.wanted = []
+        self.confirmed = set()
+
+    def subscribed(self, channel):
+        return channel in self.confirmed
 
     def want(self, channel):
         self.wanted.append(channel)
@@ -64,6 +73,11 @@ class Commands:
         self.up = True
         self.calls = []
         self.reported = []
+        self.on_ready, self.on_gone = [], []
+
+    def ready(self):
+        for hear in self.on_ready:
+            hear()
 
     def call(self, *parts):
         answer = asyncio.get_running_loop().create_future()
@@ -240,7 +254,7 @@ async def test_once_redis_is_back_every_watched_run_is_read(make):
     service, _, _, commands = make()
     for number in range(3):
         service.join(number, b"run%d" % number)
-    commands.on_ready()
+    commands.ready()
     assert commands.reads() == [b"run0", b"run1", b"run2"]
 
 
@@ -283,7 +297,7 @@ async def test_a_lost_connection_sends_nothing_and_is_no_refusal(watching):
     assert len(core.published) == 1
     assert commands.reported == []
     commands.up = True
-    commands.on_ready()
+    commands.ready()
     assert commands.reads() == [b"run1", b"run1"]
 
 
@@ -422,7 +436,7 @@ async def test_a_time_without_runs_does_not_count(make):
 async def test_flags(make, flags, state, caplog):
     caplog.set_level(logging.INFO, "relay.preflight")
     service, _, _, commands = make()
-    commands.on_ready()
+    commands.ready()
     await commands.answer([b"notify-keyspace-events", flags])
     assert service.events == state
     assert [record.levelname for record in caplog.records] == ["INFO" if state == "on" else "WARNING"]
@@ -432,7 +446,7 @@ async def test_what_may_not_be_asked_is_unknown_said_once_and_no_failure(make, c
     caplog.set_level(logging.INFO, "relay.preflight")
     service, _, _, commands = make()
     for _ in range(3):
-        commands.on_ready()
+        commands.ready()
         await commands.answer(hiredis.ReplyError("NOPERM"))
     assert service.events == "unknown"
     assert [record.levelname for record in caplog.records] == ["INFO"]
@@ -442,14 +456,14 @@ async def test_a_change_of_what_is_known_is_said_again(make, caplog):
     caplog.set_level(logging.INFO, "relay.preflight")
     _, _, _, commands = make()
     for flags in (b"Kh", b"", b"", b"Kh"):
-        commands.on_ready()
+        commands.ready()
         await commands.answer([b"notify-keyspace-events", flags])
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING", "INFO"]
 
 
 async def test_switched_on_where_asked_for_and_what_was_on_stays(make):
     service, _, _, commands = make(set_events=True)
-    commands.on_ready()
+    commands.ready()
     await commands.answer([b"notify-keyspace-events", b"El"])
     assert commands.configs()[1:] == [(b"SET", b"notify-keyspace-events", b"ElKhgx")]
     await commands.answer(b"OK")
@@ -458,7 +472,7 @@ async def test_switched_on_where_asked_for_and_what_was_on_stays(make):
 
 async def test_a_refused_switch_is_a_warning(make, caplog):
     service, _, _, commands = make(set_events=True)
-    commands.on_ready()
+    commands.ready()
     await commands.answer([b"notify-keyspace-events", b""])
     await commands.answer(hiredis.ReplyError("NOPERM no CONFIG SET for you"))
     assert service.events == "off"

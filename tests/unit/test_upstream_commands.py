@@ -105,7 +105,7 @@ async def test_an_answer_to_nothing_ends_the_connection(commanding, server):
 async def test_who_asked_hears_of_each_connect(server):
     ready = []
     commands = server.commands()
-    commands.on_ready = lambda: ready.append(commands.up)
+    commands.on_ready.append(lambda: ready.append(commands.up))
     (await server.visit()).hang_up()
     await server.visit()
     await until(lambda: len(ready) == 2)
