@@ -80,6 +80,7 @@ class Link(Upstream):
         self.service = service
         self.deliver = deliver
         self.listener: Listener | None = None
+        self.gaps = 0  # how often what was published may have been missed
         self._wanted: dict[bytes, None] = {}
         self._state: dict[bytes, int] = {}
         self._alone: dict[bytes, None] = {}  # refused once: never part of a batch again
@@ -213,7 +214,7 @@ class Link(Upstream):
         if not names:
             self._sent.popleft()
         if channel == self.probe.channel:
-            return None
+            return self.probe.subscribed()
         wanted = channel in self._wanted
         if verb == b"SUBSCRIBE":
             self._state[channel] = self.ON
@@ -257,6 +258,7 @@ class Link(Upstream):
 
     def on_lost(self) -> None:
         """All subscriptions are gone with the connection."""
+        self.gaps += 1
         # A PONG proves nothing about messages, unless there is no better witness.
         silent = self._loop.time() - self._heard if self.probe.off else self.probe.age
         self.probe.stop()

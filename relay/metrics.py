@@ -17,7 +17,9 @@ _FRAMES = {"status": "status2_messages_forwarded", "preflight": "preflight2_mess
 class Reading:
     """What one service counted, as `Core.stats` gives it, and its links.
 
-    `redis_up` is whether both of its connections to Redis stand, `reconnects` how often one was made anew.
+    `redis_up` is whether both of its connections to Redis stand, `reconnects` how often one was made anew, `gaps` how
+    often the subscriptions broke, `instances` how many Redis servers have answered, `proved` seconds since a message
+    was known to come, None while that cannot be known.
     """
 
     service: str
@@ -25,6 +27,9 @@ class Reading:
     closes: dict[int, int]
     redis_up: bool
     reconnects: int
+    gaps: int = 0
+    instances: int = 0
+    proved: float | None = None
 
 
 class _Relay(Collector):
@@ -44,6 +49,7 @@ def _service(reading: Reading) -> Iterator[CounterMetricFamily | GaugeMetricFami
     yield CounterMetricFamily(f"{prefix}_redis_reconnects", "Connections to Redis made anew.", reading.reconnects)
     yield CounterMetricFamily(f"{prefix}_write_errors", "Clients lost while writing to them.", counters["write_errors"])
     yield GaugeMetricFamily(f"{prefix}_redis_up", "1 while both connections to Redis stand.", int(reading.redis_up))
+    yield from _delivery(prefix, reading)
     yield GaugeMetricFamily(f"{prefix}_topics", "Runs or channels watched now.", counters["topics"])
     yield CounterMetricFamily(f"{prefix}_connections_opened", "Websockets opened.", counters["opened"])
     yield CounterMetricFamily(
@@ -56,6 +62,27 @@ def _service(reading: Reading) -> Iterator[CounterMetricFamily | GaugeMetricFami
     for code, count in sorted(reading.closes.items()):
         closes.add_metric([str(code)], count)
     yield closes
+
+
+def _delivery(prefix: str, reading: Reading) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+    """What may be missing, who was told, and how sure it is that messages come."""
+    gaps = CounterMetricFamily(f"{prefix}_gaps", "Holes in what clients got, by reason.", labels=["reason"])
+    gaps.add_metric(["link"], reading.gaps)
+    gaps.add_metric(["size"], reading.counters["oversize"])
+    yield gaps
+    clients = CounterMetricFamily(
+        f"{prefix}_gap_clients", "Clients behind a hole; not told: those that did not ask with ?v=2.", labels=["told"]
+    )
+    clients.add_metric(["true"], reading.counters["told"])
+    clients.add_metric(["false"], reading.counters["untold"])
+    yield clients
+    yield CounterMetricFamily(f"{prefix}_redis_instances", "Redis servers seen, restarts included.", reading.instances)
+    if reading.proved is not None:
+        yield GaugeMetricFamily(
+            f"{prefix}_redis_proved_seconds",
+            "Seconds since a message was known to come; above 14: deaf.",
+            reading.proved,
+        )
 
 
 def exposition(read: Callable[[], list[Reading]]) -> bytes:

@@ -45,6 +45,8 @@ class Probe:
         self.channel = b""
         self.off = ""  # why Redis does not let us, where it does not
         self.sent = 0
+        self._said = ""
+        self._subscribed = False
         self._arrived = arrived
         self._deaf = deaf
         self._log = log
@@ -71,6 +73,7 @@ class Probe:
         if self._timer:
             self._timer.cancel()
         self._timer = self._pending = None
+        self._subscribed = False
         self._due = 0.0
 
     @property
@@ -78,10 +81,15 @@ class Probe:
         """Seconds since a message was last known to have come: at most QUIET + DEADLINE and a little."""
         return self._loop.time() - self._proved_at
 
+    def subscribed(self) -> None:
+        """Redis has confirmed the channel: from now on a message must come back."""
+        self._subscribed = True
+
     def refused(self, why: str) -> None:
         """Redis does not let this user subscribe or publish the probe: PING alone has to do (said once)."""
-        if not self.off:
-            self.off = why
+        self.off = why
+        if why != self._said:
+            self._said = why
             self._log.warning(
                 f"the probe of the subscription link is off: {why}. A link that answers PING but delivers nothing "
                 f"stays unnoticed. Mend it: let the relay's user publish and subscribe {PREFIX.decode()}*"
@@ -89,7 +97,7 @@ class Probe:
 
     def retry(self) -> None:
         """The command connection is made anew, perhaps to another server: prove the link to it now."""
-        if self._timer:
+        if self._subscribed:
             self.off = ""
             self._publish()
 
@@ -110,7 +118,7 @@ class Probe:
             self._publish()
 
     def _publish(self) -> None:
-        if self.off or self._due or self._pending or not self.commands.up:
+        if self.off or not self._subscribed or self._due or self._pending or not self.commands.up:
             return
         self.sent += 1
         self._pending = answer = self.commands.call(b"PUBLISH", self.channel, b"")

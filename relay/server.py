@@ -292,9 +292,20 @@ class Server:
         for service in self.services:
             stats = self.core.stats(service.index)
             counters = {name: count for name, count in stats.items() if isinstance(count, int)}
-            reconnects = service.link.reconnects + service.commands.reconnects
-            up = service.link.up and service.commands.up
-            found.append(metrics.Reading(service.name, counters, stats["closes"], up, reconnects))
+            link, commands = service.link, service.commands
+            proved = link.probe.age if link.up and not link.probe.off else None
+            found.append(
+                metrics.Reading(
+                    service.name,
+                    counters,
+                    stats["closes"],
+                    redis_up=link.up and commands.up,
+                    reconnects=link.reconnects + commands.reconnects,
+                    gaps=link.gaps,
+                    instances=commands.instances,
+                    proved=proved,
+                )
+            )
         return found
 
 

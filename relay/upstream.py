@@ -253,15 +253,13 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         self._greetings_due -= 1
         if self._greeting and not self._greeting.done():
             if isinstance(reply, hiredis.ReplyError):
-                self._greeting.set_exception(verdict(str(reply)))
+                self._not_greeted(verdict(str(reply)))
             elif not self._greetings_due:
                 self._greeting.set_result(None)
         return True
 
     def _tear_down(self) -> None:
         was_up, self.up = self.up, False
-        if self._greeting and self._greeting.done() and not self._greeting.cancelled():
-            self._greeting.exception()  # looked at, so that asyncio does not report it as never looked at
         if self._transport:
             self._transport.abort()
             self._transport = None
@@ -284,10 +282,14 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         )
 
     def _end(self, why: Lost) -> None:
-        if self._greeting and not self._greeting.done():
-            self._greeting.set_exception(why)
+        self._not_greeted(why)
         if self._closed and not self._closed.done():
             self._closed.set_result(why)
+
+    def _not_greeted(self, why: Lost) -> None:
+        if self._greeting and not self._greeting.done():
+            self._greeting.set_exception(why)
+            self._greeting.exception()  # looked at, so that asyncio does not report it where nobody waits any more
 
     # ---- asyncio's side ----
 

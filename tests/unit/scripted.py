@@ -66,10 +66,14 @@ class Visit:
 
     async def silent(self):
         """Whether nothing more comes within a moment."""
-        try:
-            self.parser.feed(await asyncio.wait_for(self.reader.read(1 << 16), 0.02))
-        except TimeoutError:
-            return self._next() is False
+        while self._next() is False:
+            try:
+                data = await asyncio.wait_for(self.reader.read(1 << 16), 0.02)
+            except TimeoutError:
+                return True
+            if not data:
+                return False
+            self.parser.feed(data)
         return False
 
     def say(self, *replies):
@@ -150,6 +154,10 @@ class Server:
 
     def link(self, **options):
         """A started link; `heard` is its listener, `failed` what it would have ended the relay with."""
+        return self.link_with_commands(**options)[0]
+
+    def link_with_commands(self, **options):
+        """A started link, and the command connection on which it is proved, not started."""
         settings, failed = self._settings(**options), []
         core = Core(
             limit=4,
@@ -159,9 +167,11 @@ class Server:
             on_idle=lambda *_: None,
             on_error=failed.append,
         )
-        link = Link(settings, core, core.add_service(), lambda: None, Commands(settings, failed.append), failed.append)
+        commands = Commands(settings, failed.append)
+        link = Link(settings, core, core.add_service(), lambda: None, commands, failed.append)
         link.listener = link.heard = Heard()
-        return self._started(link, failed)
+        self._made.append(commands)
+        return self._started(link, failed), commands
 
     def commands(self, **options):
         """A started command connection; `failed` is what it would have ended the relay with."""

@@ -37,6 +37,8 @@ class Chaos:
             max_backlog=30_000,
             frame_rate=0,
             newest_only=bool(seed % 2),
+            notice=b"n" * 20,
+            max_published=35_000,
             decide=self.on_request,
             on_text=self.on_text,
             pong_timeout=3,
@@ -56,7 +58,8 @@ class Chaos:
             self.parked.append(client)
         elif roll > 0.25:  # between the two: left undecided
             core.accept(client, ANSWER, self.dice.randrange(3), self.dice.choice([0, 0, 0, 0.5]))
-            core.attach(client, self.dice.choice([None, *TOPICS * 3]), b"f" * self.dice.choice([0, 5, 70_000]))
+            first, notice = b"f" * self.dice.choice([0, 5, 70_000]), b"n" * self.dice.choice([0, 20])
+            core.attach(client, self.dice.choice([None, *TOPICS * 3]), first, notice)
             self.live.append(client)
             if self.dice.random() < 0.05:
                 core.close(client, 1000)
@@ -74,6 +77,8 @@ class Chaos:
         elif roll < 0.6:
             core.publish(self.rig.service, b"b", b"q" * self.dice.randrange(50_000), self.dice.randrange(3))
             core.flush()
+        elif roll < 0.7:
+            core.announce_gap(self.rig.service, b"g" * 30)
 
     # ---- what the world does ----
 

@@ -13,17 +13,19 @@ COUNTERS = {
     "oversize": 1,
     "write_errors": 4,
     "replaced": 6,
+    "told": 10,
+    "untold": 11,
 }
 
 
 def samples():
     readings = [
-        Reading("status", COUNTERS, {1013: 2, 1008: 1}, redis_up=True, reconnects=8),
+        Reading("status", COUNTERS, {1013: 2, 1008: 1}, redis_up=True, reconnects=8, gaps=9, instances=2, proved=3.5),
         Reading("preflight", COUNTERS, {}, redis_up=False, reconnects=0),
     ]
     text = exposition(lambda: readings).decode()
     return {
-        (s.name, s.labels.get("code")): s.value
+        (s.name, next(iter(s.labels.values()), None)): s.value
         for family in text_string_to_metric_families(text)
         for s in family.samples
     }
@@ -52,4 +54,15 @@ def test_closes_by_code_and_the_state_of_redis():
 
 
 def test_no_run_id_is_ever_a_label():
-    assert {label for _, label in samples()} == {None, "1013", "1008"}
+    assert {label for _, label in samples()} == {None, "1013", "1008", "link", "size", "true", "false"}
+
+
+def test_what_may_be_missing_and_how_sure_that_is():
+    found = samples()
+    assert found["status2_gaps_total", "link"] == 9
+    assert found["status2_gaps_total", "size"] == 1
+    assert found["status2_gap_clients_total", "true"] == 10
+    assert found["status2_gap_clients_total", "false"] == 11
+    assert found["status2_redis_instances_total", None] == 2
+    assert found["status2_redis_proved_seconds", None] == 3.5
+    assert ("preflight2_redis_proved_seconds", None) not in found, "it cannot be known"

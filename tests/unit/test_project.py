@@ -21,6 +21,7 @@ ORDER = [
     "relay.checklist",
     "relay.handshake",
     "relay.upstream",
+    "relay.probe",
     "relay.link",
     "relay.status",
     "relay.preflight",

@@ -1,0 +1,149 @@
+"""The proof that the link delivers: when it is asked for, what counts as one, and what its absence leads to."""
+
+import logging
+
+import pytest
+
+from relay import probe
+from tests.unit.scripted import PONG, Server, ack, until
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(probe, "QUIET", 0.06)
+    monkeypatch.setattr(probe, "DEADLINE", 0.06)
+    monkeypatch.setattr(probe, "EVERY", 0.01)
+
+
+@pytest.fixture
+async def both():
+    """A link with its command connection, both up: (link, its server's side, the commands' server's side)."""
+    async with Server() as server:
+        link, commands = server.link_with_commands()
+        link_side = await server.visit()
+        commands.start()
+        commands_side = await server.visit()
+        await until(lambda: link.up and commands.up)
+        assert await link_side.silent(), "the probe is subscribed"
+        yield link, link_side, commands_side
+
+
+def message(channel, text=b""):
+    return b"*3\r\n$7\r\nmessage\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(channel), channel, len(text), text)
+
+
+async def published(side):
+    """The next PUBLISH; PINGs on the way get their PONG."""
+    while (command := await side.command())[0] != b"PUBLISH":
+        side.say(PONG)
+    return command
+
+
+async def test_quiet_it_publishes_where_only_this_link_listens(both):
+    link, _, commands_side = both
+    verb, channel, payload = await published(commands_side)
+    assert (verb, payload) == (b"PUBLISH", b"")
+    assert channel == link.probe.channel
+    assert channel.startswith(b"__relay__:probe:")
+
+
+async def test_back_in_time_proves_the_link(both):
+    link, link_side, commands_side = both
+    for _ in range(3):
+        _, channel, _ = await published(commands_side)
+        link_side.say(message(channel))
+        commands_side.say(b":1\r\n")
+    assert link.probe.sent == 3
+    assert link.up
+    assert link.reconnects == 0
+
+
+async def test_accepted_and_not_back_ends_the_link(both):
+    link, link_side, commands_side = both
+    await published(commands_side)
+    commands_side.say(b":0\r\n")
+    await until(lambda: not link.up)
+    assert "deaf" in link.trouble
+    assert link.listener.events.get_nowait() == "down"
+    assert await link_side.command() is None
+
+
+async def test_messages_of_others_are_proof_enough(both):
+    link, link_side, commands_side = both
+    sent = link.probe.sent
+    for _ in range(30):
+        link_side.say(message(b"run1:wepp", b"x"))
+        await until(lambda: link.probe.age < 0.02)
+    assert link.probe.sent <= sent + 1, "one may have been due when the first came"
+    await published(commands_side)
+    commands_side.say(b":1\r\n")
+    link_side.say(message(b"run1:wepp", b"behind a flood the probe itself may be late"))
+    await until(lambda: link.probe.age < 0.02)
+    assert link.up
+
+
+@pytest.mark.parametrize("why", ["NOPERM no", "READONLY You can't write", "MISCONF no disk"])
+async def test_a_refused_publish_turns_it_off_until_a_connection_is_made_anew(both, why, caplog):
+    link, _, commands_side = both
+    with caplog.at_level(logging.WARNING, "relay.redis"):
+        await published(commands_side)
+        commands_side.say(b"-%b\r\n" % why.encode())
+        await until(lambda: link.probe.off)
+    assert link.state()["probe"]["off"] == why
+    assert len([line for line in caplog.messages if "probe" in line]) == 1
+    assert await commands_side.silent()
+    assert link.up
+    link.probe.retry()
+    await published(commands_side)
+
+
+async def test_refused_to_subscribe_it_is_off_and_the_rest_goes_on():
+    async with Server() as server:
+        link, commands = server.link_with_commands()
+        link.want(b"run1:wepp")
+        visit = await server.accept()
+        visit.curious = True
+        await visit.greet()
+        assert (await visit.command())[0] == b"SUBSCRIBE"
+        visit.say(b"-NOPERM this user has no permissions to access one of the channels\r\n")
+        assert await visit.command() == [b"SUBSCRIBE", b"run1:wepp"]
+        visit.say(ack(b"subscribe", b"run1:wepp"))
+        assert await link.listener.next() == ("subscribed", b"run1:wepp")
+        assert link.probe.off.startswith("NOPERM")
+        commands.start()
+        side = await server.visit()
+        await until(lambda: commands.up)
+        assert link.probe.off.startswith("NOPERM"), "the link itself is the same, and may still not subscribe"
+        assert await side.command() == [b"PING"]
+        assert await side.silent()
+
+
+async def test_without_a_command_connection_it_waits(both):
+    link, _, commands_side = both
+    commands_side.hang_up()
+    await until(lambda: not link.probe.commands.up or link.probe.commands.reconnects)
+    assert link.up
+
+
+async def test_a_new_command_connection_is_asked_at_once(both, monkeypatch):
+    link, link_side, commands_side = both
+    _, channel, _ = await published(commands_side)
+    monkeypatch.setattr(probe, "QUIET", 1000.0)
+    link_side.say(message(channel))
+    commands_side.say(b":1\r\n")
+    await until(lambda: not link.probe._pending)
+    sent = link.probe.sent
+    link.probe.retry()
+    assert link.probe.sent == sent + 1
+
+
+async def test_a_process_that_stood_still_asks_again_before_it_judges(both, monkeypatch):
+    link, link_side, commands_side = both
+    monkeypatch.setattr(probe, "STALLED", -1.0)  # every look counts as late
+    _, channel, _ = await published(commands_side)
+    commands_side.say(b":1\r\n")
+    await until(lambda: link.probe._due)
+    assert link.up
+    link_side.say(message(channel))
+    await until(lambda: not link.probe._due)
+    assert link.up
