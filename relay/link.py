@@ -90,7 +90,8 @@ class Link(Upstream):
         self._pinged = False
         self._heard = 0.0  # when the last bytes came
         self._loop = asyncio.get_running_loop()
-        self.probe = Probe(commands, lambda: core.arrived(service), self.abort, self.log)
+        self._commands = commands
+        self.probe = Probe(commands, lambda: core.arrived(service), self._on_deaf, self.log)
         commands.on_ready.append(self.probe.retry)
 
     # ---- interest ----
@@ -270,6 +271,11 @@ class Link(Upstream):
             self._timer.cancel()
         if self.listener:
             self.listener.on_down(time.time() - silent)
+
+    def _on_deaf(self, why: str) -> None:
+        """Both connections go: nobody knows which of them is with the wrong server, a master cut off by a failover."""
+        self.abort(why)
+        self._commands.abort("what it published did not come back on the subscriptions")
 
     def _ping(self) -> None:
         """PING with a deadline: redis-py only sends its PING and never misses the PONG."""

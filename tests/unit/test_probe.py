@@ -63,9 +63,11 @@ async def test_accepted_and_not_back_ends_the_link(both):
     await published(commands_side)
     commands_side.say(b":0\r\n")
     await until(lambda: not link.up)
+    await until(lambda: not link.probe.commands.up)
     assert "deaf" in link.trouble
     assert link.listener.events.get_nowait() == "down"
     assert await link_side.command() is None
+    assert await commands_side.command() is None, "it may be the one that is with the wrong server"
 
 
 async def test_messages_of_others_are_proof_enough(both):
