@@ -25,11 +25,12 @@ NOT_NOW = (408, 429)  # the 4xx that invite another try; all others say "never"
 POLICY = 1008  # close code of a subscription that Redis refuses, and of silence
 
 
-async def follow(url: str, take: Callable[[Frame], bool], *, again: bool = True) -> None:
+async def follow(url: str, take: Callable[[Frame], bool], *, query: str = "", again: bool = True) -> None:
     """Hand every frame of `url` to `take` until that returns true; heartbeats are answered here.
 
     Args:
         url: websocket address.
+        query: what stands behind the `?` of the address; never shown.
         take: called with each frame that is no heartbeat, in order; true ends it.
         again: reconnect with full jitter for ever, and say so on stderr; otherwise the first failure ends it.
 
@@ -40,7 +41,7 @@ async def follow(url: str, take: Callable[[Frame], bool], *, again: bool = True)
     while True:
         heard = False
         try:
-            socket = await connect(url, compression=None, max_size=LONGEST, close_timeout=1)
+            socket = await connect(f"{url}?{query}" if query else url, compression=None, max_size=LONGEST, close_timeout=1)
         except (OSError, InvalidHandshake) as error:
             reason = _refused(error, url)
         else:

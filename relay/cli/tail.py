@@ -9,6 +9,11 @@ import click
 from relay.cli.examples import ExampleCommand
 from relay.cli.target import Target, address, parse
 
+MISSING = {  # of a gap, by its reason (docs/protocol.md)
+    "link": "the relay has lost Redis: lines may be missing from here on, until it is back",
+    "size": "a line is missing here: it was larger than the relay forwards",
+}
+
 
 @click.command(
     cls=ExampleCommand,
@@ -27,7 +32,7 @@ def tail(target: Target, url: str, as_json: bool, lines: int | None) -> None:
     """Print what is published on a channel.
 
     From now on: the relay keeps no past. Reconnects by itself when the connection is lost, and says so on stderr;
-    ends where the relay refuses the channel. Text comes out as it was published; on a terminal its control
+    ends where the relay refuses the channel. Where lines may be missing it says that there, on stderr. Text comes out as it was published; on a terminal its control
     characters are shown, not obeyed.
     """
     import asyncio
@@ -39,6 +44,8 @@ def tail(target: Target, url: str, as_json: bool, lines: int | None) -> None:
 
     def take(frame: Frame) -> bool:
         nonlocal left
+        if frame.get("type") == "gap":
+            print(f"relay: {MISSING.get(str(frame.get('reason')), 'lines may be missing here')}", file=sys.stderr)
         if frame.get("type") != "status":
             return False
         print(json.dumps(frame, separators=(",", ":")) if as_json else shown(str(frame.get("data", ""))), flush=True)
@@ -46,7 +53,7 @@ def tail(target: Target, url: str, as_json: bool, lines: int | None) -> None:
             left -= 1
         return left == 0
 
-    asyncio.run(follow(address(url, target.path()), take))
+    asyncio.run(follow(address(url, target.path()), take, query="v=2"))
 
 
 def harmless(text: str) -> str:

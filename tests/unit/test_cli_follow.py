@@ -98,12 +98,21 @@ def test_tail_prints_what_is_published_and_ends_after_n(fake):
     url = fake(staying(status("one"), status(""), status('a "b" \\ c'), status("four")))
     result = invoke("tail", "run1:wepp", "--url", url, "-n", "3")
     assert (result.exit_code, result.stdout, result.stderr) == (0, 'one\n\na "b" \\ c\n', "")
-    assert fake.paths == ["/run1:wepp"]
+    assert fake.paths == ["/run1:wepp?v=2"]
 
 
 def test_tail_asks_with_both_parts_encoded(fake):
     invoke("tail", "batch;;a;;r:wepp", "--url", fake(staying(status("x"))) + "/base/", "-n", "1")
-    assert fake.paths == ["/base/batch%3B%3Ba%3B%3Br:wepp"]
+    assert fake.paths == ["/base/batch%3B%3Ba%3B%3Br:wepp?v=2"]
+
+
+@pytest.mark.parametrize(("reason", "said"), [("link", "lost Redis"), ("size", "larger"), ("new", "may be missing")])
+def test_tail_says_where_lines_may_be_missing(fake, reason, said):
+    url = fake(staying(status("one"), json.dumps({"type": "gap", "reason": reason}), status("two")))
+    result = invoke("tail", "r:c", "--url", url, "-n", "2")
+    assert result.stdout == "one\ntwo\n"
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_tail_as_json_is_one_object_a_line(fake):
@@ -118,7 +127,7 @@ def test_tail_answers_pings_and_passes_over_all_else(fake):
     heard = []
 
     def script(connection):
-        for other in (PING, "no json", "[1]", '{"type":"gap"}', b"\0"):
+        for other in (PING, "no json", "[1]", '{"type":"ready"}', b"\0"):
             connection.send(other)
         heard.append(connection.recv(timeout=5))
         staying(status("last"))(connection)
