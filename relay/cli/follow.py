@@ -41,7 +41,9 @@ async def follow(url: str, take: Callable[[Frame], bool], *, query: str = "", ag
     while True:
         heard = False
         try:
-            socket = await connect(f"{url}?{query}" if query else url, compression=None, max_size=LONGEST, close_timeout=1)
+            socket = await connect(
+                f"{url}?{query}" if query else url, compression=None, max_size=LONGEST, close_timeout=1
+            )
         except (OSError, InvalidHandshake) as error:
             reason = _refused(error, url)
         else:
