@@ -32,8 +32,8 @@ def tail(target: Target, url: str, as_json: bool, lines: int | None) -> None:
     """Print what is published on a channel.
 
     From now on: the relay keeps no past. Reconnects by itself when the connection is lost, and says so on stderr;
-    ends where the relay refuses the channel. Where lines may be missing it says that there, on stderr. Text comes out as it was published; on a terminal its control
-    characters are shown, not obeyed.
+    ends where the relay refuses the channel. Where lines may be missing it says that there, on stderr. Text comes out
+    as it was published; on a terminal its control characters are shown, not obeyed.
     """
     import asyncio
 
