@@ -28,7 +28,8 @@ def gap(reason: str, since: float | None = None) -> bytes:
         reason: `link` or `size`.
         since: unix seconds of the last message that is sure to have come; None where one message alone is missing.
     """
-    return json.dumps({"type": "gap", "reason": reason} | ({"since": round(since, 3)} if since else {})).encode()
+    frame = {"type": "gap", "reason": reason} | ({} if since is None else {"since": round(since, 3)})
+    return json.dumps(frame, separators=(",", ":")).encode()
 
 
 class Listener(Protocol):

@@ -5,10 +5,10 @@ failover or behind a proxy that chose another node, with green health checks. So
 one is published on the command connection, on a channel that only this link knows. Accepted and not back in time, the
 link is deaf and is made anew.
 
-    quiet 8 s -> PUBLISH -> accepted -> back on the link within 5 s: proved
-                    |           └-> not back: the link is thrown away
-                    ├-> refused (NOPERM, READONLY, MISCONF): off until either connection is made anew
-                    └-> not sent, not answered: tried again after the next quiet interval
+    new, or quiet 8 s -> PUBLISH -> accepted -> back on the link within 5 s: proved
+                            |           └-> not back: the link is thrown away
+                            ├-> refused (NOPERM, READONLY, MISCONF): off until either connection is made anew
+                            └-> not sent, not answered: tried again after the next quiet interval
 """
 
 import asyncio
@@ -82,8 +82,9 @@ class Probe:
         return self._loop.time() - self._proved_at
 
     def subscribed(self) -> None:
-        """Redis has confirmed the channel: from now on a message must come back."""
+        """Redis has confirmed the channel: from now on a message must come back, and the first is sent at once."""
         self._subscribed = True
+        self._publish()
 
     def refused(self, why: str) -> None:
         """Redis does not let this user subscribe or publish the probe: PING alone has to do (said once)."""
