@@ -18,8 +18,6 @@ import select
 import signal
 import socket
 import stat
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from relay._fanout import TICK, Core
 from relay.errors import ListenError, RelayError
 from relay.handshake import Refused, Request, plain
 from relay.link import Link
+from relay.logs import to_stderr
 from relay.page import index
 from relay.preflight import Preflight
 from relay.settings import ListenAddress, ServiceSettings, Settings
@@ -425,31 +424,6 @@ def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     log.error(context["message"], exc_info=context.get("exception"))
 
 
-class _Json(logging.Formatter):
-    """One JSON object a line: time, level, msg, and the error where there is one."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "msg": record.getMessage(),
-        }
-        if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
-
-
-def _log_to_stderr(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)-7s %(message)s") if sys.stderr.isatty() else _Json()
-    )
-    log.handlers[:] = [handler]
-    log.setLevel(level)
-    log.propagate = False
-
-
 def run(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT.
 
@@ -460,17 +434,19 @@ def run(settings: Settings) -> int:
         RelayError: what kept it from starting, or ended it.
     """
     levels = [service.log_level for service in settings.services]
-    _log_to_stderr(min(levels, key=lambda level: int(logging.getLevelName(level))))
-    for warning in settings.warnings:
-        log.warning(warning)
 
     async def serve() -> None:
+        for warning in settings.warnings:
+            log.warning(warning)
         server = Server(settings)
         # What is here now stays: a collection that walked all of it again stopped every delivery for 12 ms.
         gc.collect()
         gc.freeze()
         await server.run()
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with (
+        to_stderr(min(levels, key=lambda level: int(logging.getLevelName(level)))),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
         runner.run(serve())
     return 0

@@ -233,9 +233,12 @@ OURS = ("STATUS_", "PREFLIGHT_", "REDIS_", "RELAY_")
 
 
 class Relay:
-    """A `relay serve` process; `status_url` and `preflight_url` are ws:// without a path."""
+    """A `relay serve` process; `status_url` and `preflight_url` are ws:// without a path.
 
-    def __init__(self, args, env, directory):
+    With `stderr`, a descriptor, its log goes there.
+    """
+
+    def __init__(self, args, env, directory, stderr=None):
         self.services = [name for name in ("status", "preflight") if name in args] or ["status", "preflight"]
         self.ports = {name: embedded.free_port() for name in self.services}
         self.status_url = self._url("status")
@@ -244,14 +247,14 @@ class Relay:
         self.stdout_path = directory / "stdout"
         settings = {f"{name.upper()}_LISTEN_ADDR": f"127.0.0.1:{port}" for name, port in self.ports.items()}
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-        with self.stdout_path.open("wb") as stdout, self.stderr_path.open("wb") as stderr:
+        with self.stdout_path.open("wb") as stdout, self.stderr_path.open("wb") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "relay", "serve", *args],
                 cwd=ROOT,
                 env={name: value for name, value in (inherited | settings | env).items() if value is not None},
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
-                stderr=stderr,
+                stderr=file if stderr is None else stderr,
             )
 
     def _url(self, service):

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 # Each may import those before it, and nothing behind it (DESIGN.md, "The rooms").
 ORDER = [
     "relay.errors",
+    "relay.logs",
     "relay.metrics",
     "relay.page",
     "relay.settings",

@@ -1,6 +1,5 @@
 """What the process takes from its surroundings: descriptors, addresses, and how it logs."""
 
-import json
 import logging
 import resource
 import socket
@@ -89,19 +88,6 @@ def test_a_unix_socket_that_is_anothers_by_now_stays(tmp_path):
     assert (tmp_path / "relay.sock").exists()
     server._unlisten(second)
     assert not (tmp_path / "relay.sock").exists()
-
-
-def test_a_log_line_is_one_json_object():
-    try:
-        raise ValueError("broken\nin two lines")
-    except ValueError:
-        record = logging.LogRecord("relay.x", logging.ERROR, __file__, 1, "hé\n%s", ("there",), sys.exc_info())
-    line = server._Json().format(record)
-    assert "\n" not in line
-    found = json.loads(line)
-    assert (found["level"], found["logger"], found["msg"]) == ("error", "relay.x", "hé\nthere")
-    assert "ValueError: broken" in found["error"]
-    assert found["time"].endswith("Z")
 
 
 def test_no_collection_walks_over_what_was_there_at_the_start():
