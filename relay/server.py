@@ -31,9 +31,10 @@ from relay.link import Link
 from relay.logs import to_stderr
 from relay.page import index
 from relay.preflight import Preflight
-from relay.settings import ListenAddress, ServiceSettings, Settings
+from relay.settings import ServiceSettings, Settings
 from relay.status import Status
 from relay.upstream import Commands
+from relay.values import ListenAddress
 
 BACKLOG = 4096  # of a listener; the kernel cuts it to net.core.somaxconn
 FILES_KEPT = 32  # descriptors that are not for clients (DESIGN.md, "Bounds")

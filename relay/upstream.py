@@ -24,7 +24,8 @@ from typing import cast
 import hiredis
 
 from relay.errors import ConfigError, RedisGivenUp, RelayError
-from relay.settings import RedisAddress, ServiceSettings
+from relay.settings import ServiceSettings
+from relay.values import RedisAddress
 
 READ_SIZE = 65536  # of one read from Redis: the longest burst that a read can make
 SLICE = 16384  # hiredis moves its whole unread tail for every KiB consumed: never feed it more at once

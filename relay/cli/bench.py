@@ -39,7 +39,7 @@ def _duration(_ctx: click.Context, _parameter: click.Parameter, text: str | None
     if text is None:
         return None
     core.require_extra()
-    from relay.settings import parse_duration
+    from relay.values import parse_duration
 
     try:
         return parse_duration(text)

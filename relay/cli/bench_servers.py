@@ -326,7 +326,7 @@ def redis(url: str) -> socket.socket:
         ConfigError: the URL is malformed or asks for TLS, or Redis refuses the password.
         RelayError: Redis does not answer.
     """
-    from relay.settings import RedisAddress
+    from relay.values import RedisAddress
 
     try:
         where = RedisAddress.parse(url, 0)

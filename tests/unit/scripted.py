@@ -7,8 +7,9 @@ import hiredis
 from relay._fanout import Core
 from relay.link import Link
 from relay.probe import PREFIX
-from relay.settings import ListenAddress, RedisAddress, ServiceSettings
+from relay.settings import ServiceSettings
 from relay.upstream import Commands
+from relay.values import ListenAddress, RedisAddress
 
 PATIENCE = 10.0  # seconds until what is awaited counts as missing
 PONG = b"+PONG\r\n"

@@ -9,8 +9,9 @@ import pytest
 
 from relay import preflight
 from relay.preflight import RECHECK, SPACING, Preflight
-from relay.settings import RedisAddress, ServiceSettings
+from relay.settings import ServiceSettings
 from relay.upstream import Lost
+from relay.values import RedisAddress
 
 CHANNELS = [b"timestamps:build_channels", b"10"]
 OUTLET = [*CHANNELS, b"timestamps:set_outlet", b"20"]

@@ -16,6 +16,7 @@ ORDER = [
     "relay.logs",
     "relay.metrics",
     "relay.page",
+    "relay.values",
     "relay.settings",
     "relay._fanout",
     "relay._swarm",

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from relay import settings
+from relay import settings, values
 from relay.errors import ConfigError
-from relay.settings import ListenAddress, RedisAddress, load
+from relay.settings import load
+from relay.values import ListenAddress, RedisAddress
 
 SECRET = "s3cr3t"
 
@@ -112,7 +113,7 @@ def test_every_variable_of_a_service_and_of_the_process():
     ],
 )
 def test_duration(text, seconds):
-    assert settings.parse_duration(text) == seconds
+    assert values.parse_duration(text) == seconds
     assert one("STATUS_PING_INTERVAL", text).ping_interval == seconds
 
 
@@ -156,11 +157,11 @@ def test_no_duration(text, what):
 @given(st.integers(0, 10**15))
 def test_a_duration_is_read_back_from_its_text(nanoseconds):
     seconds = nanoseconds / 10**9
-    assert settings.parse_duration(settings.duration_text(seconds)) == pytest.approx(seconds, abs=1e-9)
+    assert values.parse_duration(values.duration_text(seconds)) == pytest.approx(seconds, abs=1e-9)
 
 
 def test_duration_text():
-    texts = [settings.duration_text(seconds) for seconds in (0.0, 0.05, 1.5, 75.0, 3600.0)]
+    texts = [values.duration_text(seconds) for seconds in (0.0, 0.05, 1.5, 75.0, 3600.0)]
     assert texts == ["0s", "50ms", "1s500ms", "1m15s", "1h"]
 
 

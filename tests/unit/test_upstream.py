@@ -9,8 +9,9 @@ import pytest
 
 from relay import upstream
 from relay.errors import ConfigError, RedisGivenUp
-from relay.settings import RedisAddress, ServiceSettings
+from relay.settings import ServiceSettings
 from relay.upstream import Commands, Lost, Refused, encode
+from relay.values import RedisAddress
 from tests.unit.rig import Rig, texts
 from tests.unit.scripted import PONG, Server, ack, soon, until
 
