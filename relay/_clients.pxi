@@ -3,21 +3,9 @@
 # Closing is always deferred. A connection that is over is marked dead by `bury`, and `finish_turn` reaps it once
 # nothing walks over an array any more; `reap` is the one place that closes a client's socket.
 
-cdef Inbound *inbound_of(Slot *slot) except NULL:
-    if slot.inbound is NULL:
-        slot.inbound = <Inbound *>PyMem_RawCalloc(1, sizeof(Inbound))
-        if slot.inbound is NULL:
-            raise MemoryError
-    return slot.inbound
-
-
-cdef void inbound_drop(Slot *slot) noexcept:
-    if slot.inbound is not NULL:
-        PyMem_RawFree(slot.inbound.data)
-        PyMem_RawFree(slot.inbound.message)
-        PyMem_RawFree(slot.inbound.answer)
-        PyMem_RawFree(slot.inbound)
-        slot.inbound = NULL
+cdef inline size_t inbound_held(Inbound *inbound) noexcept:
+    """Bytes allocated for it."""
+    return sizeof(Inbound) + inbound.room + inbound.message_size + inbound.answer_size
 
 
 @cython.internal
@@ -29,8 +17,11 @@ cdef class Clients:
     cdef uint32_t capacity, limit, used, high
     cdef uint32_t free_slot, dead_slot, head_first, head_last, heads
     cdef uint32_t now, swept
+    cdef uint32_t max_heads, head_ticks
     cdef int64_t last_tick
-    cdef size_t max_live, most_live
+    cdef size_t max_live, most_live, max_head
+    cdef size_t max_inbound, inbound_bytes  # of all that inbound_held counts
+    cdef bytes head_too_slow, head_too_large    # the answers
     cdef int64_t crowded_until
     cdef list services, listeners, emptied
     cdef Line fresh, unfinished  # topics to be delivered, and those whose delivery has begun
@@ -39,9 +30,18 @@ cdef class Clients:
     cdef unsigned char *inbox
     cdef epoll_event events[EVENTS]
 
-    def __cinit__(self, *, uint32_t limit, size_t max_live, on_request, on_text, on_idle, on_error):
+    def __cinit__(self, *, uint32_t limit, size_t max_live, size_t max_inbound=67108864, size_t max_head=8192,
+                  uint32_t max_heads=1024, double head_timeout=5, on_request, on_text, on_idle, on_error):
         cdef uint32_t i
         self.ep = -1
+        if not 0 < max_head <= INBOX or max_heads == 0:
+            raise ValueError(f"{max_head} bytes of a head, {max_heads} heads at once")
+        self.head_ticks = ticks(head_timeout)
+        self.max_head, self.max_heads, self.max_inbound = max_head, max_heads, max_inbound
+        self.head_too_slow = plain_answer(
+            b"408 Request Timeout", b"The request head was not complete in %g s.\n" % head_timeout)
+        self.head_too_large = plain_answer(
+            b"431 Request Header Fields Too Large", b"The request head has more than %d bytes.\n" % max_head)
         self.capacity = min(limit, 1 << 24) + RESERVE
         self.limit = limit
         # Pages never touched cost nothing, so the slab never moves.
@@ -94,7 +94,7 @@ cdef class Clients:
             max_published: bytes of a published message, before escaping; a larger one is dropped and counted.
             max_fragments: frames of an inbound message; more closes with 1009.
             frame_rate: inbound frames a second, 0 for any number; more closes with 1008.
-            frame_burst: inbound frames at once.
+            frame_burst: inbound frames at once, 6553 at most.
 
         Raises:
             ValueError: an interval that is not positive.
@@ -104,7 +104,9 @@ cdef class Clients:
         service.prefix, service.suffix, service.notice, service.newest_only = prefix, suffix, notice, newest_only
         service.ping_every, service.silence, service.write_timeout = ticks(ping_interval), ticks(pong_timeout), ticks(write_timeout)
         service.max_message, service.max_backlog, service.max_published = max_message, max_backlog, max_published
-        service.max_fragments, service.frame_rate, service.frame_burst = max_fragments, frame_rate, frame_burst
+        service.pressing = min(max_backlog // 2, <size_t>PRESSING)
+        service.max_fragments, service.frame_rate = max_fragments, frame_rate
+        service.frame_burst = TICKS_PER_SECOND * min(frame_burst, <uint32_t>MOST_BURST)
         if service.index > 255:
             raise ValueError("256 services are the most")
         self.services.append(service)
@@ -138,11 +140,12 @@ cdef class Clients:
         cdef Inbound *inbound
         if slot is NULL or slot.stage != HEAD:
             return False
-        inbound = inbound_of(slot)
+        inbound = self.inbound_of(slot)
         inbound.answer = <unsigned char *>PyMem_RawMalloc(PyBytes_GET_SIZE(answer))
         if inbound.answer is NULL:
             raise MemoryError
         inbound.answer_size = PyBytes_GET_SIZE(answer)
+        self.inbound_bytes += inbound.answer_size
         memcpy(inbound.answer, PyBytes_AS_STRING(answer), inbound.answer_size)
         self.leave_heads(self.index_of(slot))
         slot.stage = PARKED
@@ -162,7 +165,7 @@ cdef class Clients:
         cdef Slot *slot = &self.slots[index]
         if slot.stage == HEAD:
             self.leave_heads(index)
-        inbound_drop(slot)
+        self.inbound_drop(slot)
         slot.stage = CLOSING
         slot.farewell = 1
         slot.deadline = self.now + LINGER_TICKS
@@ -226,6 +229,7 @@ cdef class Clients:
             return 0
         waiting = backlog_waiting(slot.backlog)
         if waiting > service.max_backlog:
+            self.breach(index, BACKLOG)
             return self.dismiss(index, 1013, b"too slow: messages were waiting")
         if (waiting > service.max_backlog // 2 or slot.backlog.large is not NULL) and not slot.backlog.crowded_at and \
                 self.now - slot.backlog.began <= YOUNG_TICKS:
@@ -291,6 +295,16 @@ cdef class Clients:
     cdef int settle(self, uint32_t index) except -1:
         """Sends a client what its topic has for it already, ahead of a close frame."""
         return 0
+
+    cdef int fail(self, uint32_t index, int code, bytes reason) except -1:
+        """The peer broke a rule: a close frame, the end of our half, and whatever it still sends is thrown away."""
+        cdef Slot *slot = &self.slots[index]
+        self.part(index, code, reason, True)
+        if slot.dead:
+            return 0
+        self.inbound_drop(slot)
+        slot.farewell = 1
+        return self.all_sent(index)
 
     cdef int dismiss(self, uint32_t index, int code, bytes reason) except -1:
         """Closes a laggard: of what waits for it only the frame in progress still goes out."""
@@ -358,9 +372,11 @@ cdef class Clients:
         if self.inside:
             return 0
         self.reap_dead()
-        if live_bytes > self.max_live:
+        if live_bytes > self.max_live or self.inbound_bytes > self.max_inbound:
             self.relieve()
+            self.relieve_inbound()
             self.reap_dead()
+        assert self.inbound_bytes <= self.max_inbound
         if self.emptied:
             emptied = self.emptied
             self.emptied = []
@@ -400,12 +416,13 @@ cdef class Clients:
     cdef void free_buffers(self, Slot *slot) noexcept:
         backlog_free(slot.backlog)
         slot.backlog = NULL
-        inbound_drop(slot)
+        self.inbound_drop(slot)
 
     cdef int relieve(self) except -1:
         """The process owes too much: those who owe most go first, with 1013, until it holds.
 
-        What is not delivered yet is owed as well: by all clients of the topic.
+        What is not delivered yet is owed as well: by all clients of the topic. Who is being closed still owes the frame
+        in progress, which may be one of 6 MB, for 2 s; where that is most, the connection ends.
         """
         cdef uint32_t i, worst
         cdef size_t most
@@ -420,17 +437,75 @@ cdef class Clients:
                         flooded, most = topic, topic.waiting
             for i in range(self.high):
                 slot = &self.slots[i]
-                if slot.stage == OPEN and not slot.dead and slot.backlog is not NULL and slot.backlog.bytes > most:
+                if slot.stage >= OPEN and not slot.dead and slot.backlog is not NULL and slot.backlog.bytes > most:
                     worst, most = i, slot.backlog.bytes
-            if worst != NONE:
+            if worst != NONE and self.slots[worst].stage == CLOSING:
+                self.bury(worst)
+                self.reap_dead()
+            elif worst != NONE:
+                self.breach(worst, LIVE)
                 self.dismiss(worst, 1013, b"too slow: the relay is short of memory")
             elif flooded is not None:
-                self.dismiss_all(flooded)
+                self.dismiss_all(flooded, LIVE)
             else:
                 return 0
         return 0
 
-    cdef int dismiss_all(self, Topic topic) except -1:
+    cdef int relieve_inbound(self) except -1:
+        """Clients have sent too much that is not complete: those who hold most go first, until it holds.
+
+        All who hold more than half of the most in one pass: they may be ten thousand, and a look at every slot for
+        each of them would stop the process.
+        """
+        cdef uint32_t i
+        cdef size_t most
+        while self.inbound_bytes > self.max_inbound:
+            most = 0
+            for i in range(self.high):
+                if self.slots[i].inbound is not NULL:
+                    most = max(most, inbound_held(self.slots[i].inbound))
+            for i in range(self.high):
+                if self.inbound_bytes <= self.max_inbound:
+                    return 0
+                if self.slots[i].inbound is not NULL and inbound_held(self.slots[i].inbound) > most // 2:
+                    self.stop_sender(i)
+        return 0
+
+    cdef int stop_sender(self, uint32_t index) except -1:
+        """Frees what a client has sent, and ends it: with 503 or 1013."""
+        cdef Slot *slot = &self.slots[index]
+        self.breach(index, INBOUND)
+        self.inbound_drop(slot)
+        if slot.dead:
+            return 0
+        if slot.stage <= PARKED:
+            return self.turn_away(index, NO_MEMORY)
+        return self.fail(index, 1013, b"too much memory is held by messages that are not complete")
+
+    cdef Inbound *inbound_of(self, Slot *slot) except NULL:
+        if slot.inbound is NULL:
+            slot.inbound = <Inbound *>PyMem_RawCalloc(1, sizeof(Inbound))
+            if slot.inbound is NULL:
+                raise MemoryError
+            self.inbound_bytes += sizeof(Inbound)
+        return slot.inbound
+
+    cdef void inbound_drop(self, Slot *slot) noexcept:
+        if slot.inbound is not NULL:
+            self.inbound_bytes -= inbound_held(slot.inbound)
+            PyMem_RawFree(slot.inbound.data)
+            PyMem_RawFree(slot.inbound.message)
+            PyMem_RawFree(slot.inbound.answer)
+            PyMem_RawFree(slot.inbound)
+            slot.inbound = NULL
+
+    cdef void breach(self, uint32_t index, int bound) noexcept:
+        """Counts that a client is ended by a bound; who is being ended already breaks no other."""
+        cdef Slot *slot = &self.slots[index]
+        if not slot.dead and slot.stage != CLOSING:
+            (<Service>self.services[slot.service]).breaches[bound] += 1
+
+    cdef int dismiss_all(self, Topic topic, int bound) except -1:
         """Ends a topic that gets more than this process can deliver: other topics must not wait for it."""
         cdef uint32_t i
         cdef int kind
@@ -438,6 +513,7 @@ cdef class Clients:
             topic_seal(topic, kind)  # who leaves is a hole now, and nobody moves
         for i in range(topic.count):
             if topic.slots[i] != NONE:
+                self.breach(topic.slots[i], bound)
                 self.dismiss(topic.slots[i], 1013, b"too slow: more comes than can be delivered")
         topic_discard(topic)
         topic_close_holes(topic, self.slots)
@@ -457,7 +533,8 @@ cdef class Clients:
 
     cdef void join_heads(self, uint32_t index) noexcept:
         """The row of unfinished heads, oldest first: it bounds their number and their time."""
-        if self.heads >= MAX_HEADS:
+        if self.heads >= self.max_heads:
+            self.breach(self.head_first, HEADS)
             self.bury(self.head_first)
         self.slots[index].next = NONE
         self.slots[index].previous = self.head_last

@@ -14,6 +14,25 @@ cdef enum Stage:
     OPEN                    # a websocket
     CLOSING                 # our last bytes are sent or queued; the peer's end is awaited
 
+cdef enum:
+    # The bounds whose breaches the core counts; BOUNDS of _fanout.pyx names them, in this order.
+    HEAD_SIZE
+    HEADERS
+    HEAD_TIMEOUT
+    HEADS
+    CONNECTIONS
+    TOPICS
+    MESSAGE_SIZE
+    FRAGMENTS
+    FRAME_RATE
+    INBOUND
+    BACKLOG
+    WRITE_TIMEOUT
+    UNDELIVERED
+    LIVE
+    PONG_TIMEOUT
+    COUNTED                 # how many these are
+
 cdef struct Burst:
     # Finished bytes, shared by all who still owe them. Grows while it is a topic's open burst, then never changes.
     Burst *next             # the next sealed one of the topic
@@ -76,7 +95,7 @@ cdef struct Slot:
     uint32_t deadline       # tick at which a head or a close is given up
     uint32_t expires        # tick at which the client's permission ends; 0: never
     uint32_t refilled       # tick of the token bucket
-    uint16_t tokens         # frames it may send now
+    uint16_t tokens         # tenths of a frame that it may send now
     uint8_t service
     uint8_t farewell        # CLOSING: 1 an HTTP answer, 2 a close frame, 3 and the peer's close has come
     uint8_t address[16]     # peer, IPv4 mapped into IPv6; zero for a Unix socket
@@ -90,8 +109,10 @@ cdef class Service:
     cdef bint newest_only
     cdef uint32_t ping_every, silence, write_timeout, max_fragments
     cdef size_t max_message, max_backlog, max_published
-    cdef uint32_t frame_rate, frame_burst
+    cdef size_t pressing    # bytes of a topic that should wait no longer
+    cdef uint32_t frame_rate, frame_burst   # frames a second; tenths of a frame
     cdef bytes notice       # for clients of a newer protocol, where a message was dropped for its size
+    cdef uint64_t breaches[COUNTED]
     cdef uint64_t connections, opened, frames, bytes, oversize, write_errors, replaced
     cdef uint64_t arrived   # messages Redis sent, for whatever channel
     cdef uint64_t told, untold  # clients that learned of a gap, and those of the old protocol, which cannot

@@ -5,6 +5,8 @@ import hiredis
 
 BUILD: str
 TICK: float
+BOUNDS: tuple[str, ...]
+FLOOD_FACTOR: int
 
 class Stats(TypedDict):
     connections: int
@@ -18,13 +20,15 @@ class Stats(TypedDict):
     told: int
     untold: int
     closes: dict[int, int]
+    breaches: dict[str, int]
 
 class Totals(TypedDict):
     sockets: int
     heads: int
     live_bytes: int
+    inbound_bytes: int
 
-def plain_upgrade(head: bytes) -> tuple[str, bytes, str | None] | None: ...
+def plain_upgrade(head: bytes, max_headers: int = 64) -> tuple[str, bytes, str | None] | None: ...
 
 class Core:
     def __init__(
@@ -32,6 +36,10 @@ class Core:
         *,
         limit: int,
         max_live: int,
+        max_inbound: int = 67108864,
+        max_head: int = 8192,
+        max_heads: int = 1024,
+        head_timeout: float = 5,
         on_request: Callable[[int, int, bytes, bool], Any],
         on_text: Callable[[int, int, bytes], Any],
         on_idle: Callable[[int, bytes], Any],
@@ -79,3 +87,4 @@ class Core:
     def address(self, client: int) -> bytes | None: ...
     def stats(self, service: int) -> Stats: ...
     def totals(self) -> Totals: ...
+    def breached(self, service: int, bound: str) -> None: ...

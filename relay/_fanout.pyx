@@ -106,6 +106,11 @@ cdef extern from * nogil:
 
 BUILD = RELAY_BUILD.decode()
 TICK = 0.1  # seconds between two calls of Core.tick
+# What Core.stats counts the breaches of, in the order of the pxd.
+BOUNDS = (
+    "head_size", "headers", "head_timeout", "heads", "connections", "topics", "message_size", "fragments", "frame_rate",
+    "inbound", "backlog", "write_timeout", "undelivered", "live", "pong_timeout",
+)
 
 cdef enum:
     TICKS_PER_SECOND = 10
@@ -114,15 +119,12 @@ cdef enum:
     ACCEPTS = 64            # connections taken from one listener in one round
     SLICE_NS = 2000000      # deliveries and handshakes run so long before the event loop gets its turn
     INBOX = 65536           # one read of a client
-    MAX_HEAD = 8192         # bytes of a request head (DESIGN.md, "Bounds")
-    MAX_HEADS = 1024        # unfinished heads; the oldest gives way
-    HEAD_TICKS = 50         # 5 s
     PROMPT_TICKS = 2        # where there is no room, a head that has not come by now makes way
     LINGER_TICKS = 20       # 2 s for the peer's close or end of file
     CATCH_UP = 5            # ticks that one call makes up for: a stopped process must not judge by time it slept
     RESERVE = 16            # slots above the limit, from which health paths are answered
     VECTOR = 64
-    PRESSING = 131072       # bytes of a topic that should wait no longer: half of what may wait for a client
+    PRESSING = 131072       # bytes of a topic that should wait no longer, where half of what may wait for a client is more
     FLOOD = 16              # times what may wait for a client: a topic with more undelivered is given up
     YOUNG_TICKS = 1         # a backlog of at most 0.2 s: of a client that may not have had its turn of the processor yet
     GRACE_NS = 100000000    # so long it is worth waiting for
@@ -130,6 +132,9 @@ cdef enum:
     LISTENER = 0x80000000   # marks a listener in an epoll event
     TRIM = 16777216         # bytes of frames that must have gone before their memory is given back
     SWEEP = 10              # every slot is looked at once in so many ticks
+    MOST_BURST = 6553       # frames at once: what a slot's 16 bits can count in tenths
+
+FLOOD_FACTOR = FLOOD
 
 cdef const char *HEARTBEAT = b'\x81\x0f{"type":"ping"}\x89\x00'
 cdef size_t HEARTBEAT_SIZE = 19
@@ -142,10 +147,10 @@ cdef bytes plain_answer(bytes status, bytes sentence, bytes extra=b""):
         status, len(sentence), extra, sentence)
 
 
-cdef bytes HEAD_TOO_SLOW = plain_answer(b"408 Request Timeout", b"The request head was not complete in 5 s.\n")
-cdef bytes HEAD_TOO_LARGE = plain_answer(b"431 Request Header Fields Too Large", b"The request head has more than 8192 bytes.\n")
 cdef bytes UNDECIDED = plain_answer(b"500 Internal Server Error", b"The relay failed to judge this request; its log says why.\n")
 cdef bytes FULL = plain_answer(b"503 Service Unavailable", b"No room for more connections.\n", b"Retry-After: 5\r\n")
+cdef bytes NO_MEMORY = plain_answer(
+    b"503 Service Unavailable", b"Too much memory is held by requests that are not complete.\n", b"Retry-After: 5\r\n")
 
 
 cdef inline int64_t now_ns() noexcept:
@@ -198,6 +203,11 @@ cdef class Core(Sockets):
     Args:
         limit: connections at once; those above it are shown to `on_request` with `full` true and should be refused.
         max_live: bytes of frames alive in the process; above it those who owe most are closed with 1013.
+        max_inbound: bytes that unfinished heads and messages of all clients take; above it those who hold most are
+            closed with 1013 or answered 503.
+        max_head: bytes of a request head, at most 65536; more is answered 431.
+        max_heads: request heads that are not complete; the oldest is dropped for one more.
+        head_timeout: seconds until a request head must be complete; then 408.
         on_request: `(client, service, head, full)` for each complete request head, bytes up to the blank line. It
             must call `accept` or `refuse`; a client left undecided is answered 500.
         on_text: `(client, service, text)` for each text message that is not the plain `{"type":"pong"}`.
@@ -208,6 +218,7 @@ cdef class Core(Sockets):
 
     Raises:
         OSError: no epoll instance could be made.
+        ValueError: `max_head`, `max_heads` or `head_timeout` is outside of what can be.
     """
 
     # ---- from Redis to the bursts ----
@@ -297,7 +308,7 @@ cdef class Core(Sockets):
         assert burst.size <= burst.room
         topic_weigh(topic, topic.waiting + size)
         if topic.waiting - size > FLOOD * topic.service.max_backlog:
-            return self.dismiss_all(topic)
+            return self.dismiss_all(topic, UNDELIVERED)
         if size > topic.service.max_backlog:
             topic_seal(topic, WEBSOCKET)
         self.enqueue(topic)
@@ -483,17 +494,18 @@ cdef class Core(Sockets):
 
     cdef int open_up(self, Slot *slot, Service service) except -1:
         PyMem_RawFree(slot.inbound.answer)
+        self.inbound_bytes -= slot.inbound.answer_size
         slot.inbound.answer = NULL
         slot.inbound.answer_size = 0
         slot.stage = OPEN
         slot.kind = WEBSOCKET
         slot.heard = self.now
-        slot.tokens = <uint16_t>min(service.frame_burst, <uint32_t>65535)
+        slot.tokens = <uint16_t>service.frame_burst
         slot.refilled = self.now
         service.connections += 1
         service.opened += 1
         if slot.inbound.size == 0:
-            inbound_drop(slot)
+            self.inbound_drop(slot)
         return 0
 
     cdef int join(self, Service service, bytes name, uint32_t index) except -1:
@@ -546,12 +558,13 @@ cdef class Core(Sockets):
     cdef bint check(self) except -1:
         """The invariants of DESIGN.md; true or AssertionError. The release build never calls it."""
         cdef uint32_t i, open = 0, pressing = 0, crowded = 0
+        cdef size_t inbound = 0
         cdef Service service
         cdef Topic topic
         for service in self.services:
             for name, topic in service.topics.items():
                 assert topic_clients(topic) > 0 and topic.name == name
-                assert topic.waiting == self.bytes_in(topic) and topic.pressing == (topic.waiting >= PRESSING)
+                assert topic.waiting == self.bytes_in(topic) and topic.pressing == (topic.waiting >= service.pressing)
                 pressing += topic.pressing
                 assert topic.holes == 0 or topic.sealed is not NULL
                 open += self.check_topic(topic)
@@ -563,7 +576,10 @@ cdef class Core(Sockets):
             if self.slots[i].backlog is not NULL:
                 self.check_backlog(&self.slots[i])
                 crowded += self.slots[i].backlog.crowded_at > 0
+            if self.slots[i].inbound is not NULL:
+                inbound += inbound_held(self.slots[i].inbound)
         assert open == 0
+        assert inbound == self.inbound_bytes
         # Those of the process: a test may have made other cores.
         assert pressing <= pressing_topics and crowded <= crowded_backlogs
         return True

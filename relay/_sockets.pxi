@@ -111,6 +111,7 @@ cdef class Sockets(Clients):
             shutdown(fd, SHUT_WR)
             recv(fd, self.inbox, INBOX, MSG_DONTWAIT)  # a close with a request unread would reset the answer away
             close(fd)
+            (<Service>self.services[service]).breaches[CONNECTIONS] += 1
             return self.make_way()
         slot = &self.slots[index]
         slot.fd = fd
@@ -118,7 +119,7 @@ cdef class Sockets(Clients):
         slot.service = <uint8_t>service
         slot.topic = NULL
         slot.position = NONE
-        slot.deadline = self.now + HEAD_TICKS
+        slot.deadline = self.now + self.head_ticks
         memcpy(slot.address, address, 16)
         self.used += 1
         self.join_heads(index)
@@ -134,13 +135,16 @@ cdef class Sockets(Clients):
         116 connections that said nothing kept them out for 5 s each time. A browser's head comes with its connection.
         """
         cdef uint32_t oldest = self.head_first
-        if oldest == NONE or self.slots[oldest].deadline - self.now > HEAD_TICKS - PROMPT_TICKS:
+        if oldest == NONE or self.slots[oldest].deadline + PROMPT_TICKS > self.now + self.head_ticks:
             return 0
-        if self.slots[oldest].inbound is NULL:
-            self.bury(oldest)
-        else:
-            self.turn_away(oldest, HEAD_TOO_SLOW)
-        return 0
+        self.breach(oldest, CONNECTIONS)
+        return self.give_up_head(oldest)
+
+    cdef int give_up_head(self, uint32_t index) except -1:
+        if self.slots[index].inbound is NULL:
+            self.bury(index)  # it never said a word: a port scan, or a browser's spare connection
+            return 0
+        return self.turn_away(index, self.head_too_slow)
 
     # ---- reading ----
 
@@ -166,7 +170,8 @@ cdef class Sockets(Clients):
             self.take_head(index, data, size)
         elif slot.stage == PARKED:
             self.keep(slot, data, size, 0, 0)
-            if slot.inbound.size > MAX_HEAD:
+            if slot.inbound.size > self.max_head:
+                self.breach(index, HEAD_SIZE)
                 self.bury(index)  # a client must await the 101 (RFC 6455, 4.1)
         elif slot.farewell != 1:
             self.take_frames(index, data, size, data is not self.inbox)
@@ -186,7 +191,7 @@ cdef class Sockets(Clients):
             memmove(data, data + used, left)
             inbound.size = left
         elif left:
-            inbound = inbound_of(slot)
+            inbound = self.inbound_of(slot)
             if inbound.room < inbound.size + left:
                 self.grow_inbound(inbound, inbound.size + left)
             memcpy(inbound.data + inbound.size, data + used, left)
@@ -195,13 +200,14 @@ cdef class Sockets(Clients):
             return 0
         inbound.need = need
         if inbound.size == 0 and inbound.answer is NULL and inbound.opcode == 0:
-            inbound_drop(slot)
+            self.inbound_drop(slot)
         return 0
 
     cdef int grow_inbound(self, Inbound *inbound, size_t room) except -1:
         cdef unsigned char *grown = <unsigned char *>PyMem_RawRealloc(inbound.data, room)
         if grown is NULL:
             raise MemoryError
+        self.inbound_bytes += room - inbound.room
         inbound.data = grown
         inbound.room = room
         return 0
@@ -213,12 +219,14 @@ cdef class Sockets(Clients):
         cdef unsigned char *end = <unsigned char *>memmem(data, size, b"\r\n\r\n", 4)
         cdef size_t length
         if end is NULL:
-            if size >= MAX_HEAD:
-                return self.turn_away(index, HEAD_TOO_LARGE)
-            return self.keep(slot, data, size, 0, MAX_HEAD)
+            if size >= self.max_head:
+                self.breach(index, HEAD_SIZE)
+                return self.turn_away(index, self.head_too_large)
+            return self.keep(slot, data, size, 0, self.max_head)
         length = end + 4 - data
-        if length > MAX_HEAD:
-            return self.turn_away(index, HEAD_TOO_LARGE)
+        if length > self.max_head:
+            self.breach(index, HEAD_SIZE)
+            return self.turn_away(index, self.head_too_large)
         head = PyBytes_FromStringAndSize(<char *>data, length)
         self.keep(slot, data, size, length, 0)
         self.call(self.on_request, (client, slot.service, head, self.used - self.heads >= self.limit))
@@ -242,6 +250,7 @@ cdef class Sockets(Clients):
             if known == 0:
                 break
             if header.opcode < CLOSE and header.payload > service.max_message:
+                self.breach(index, MESSAGE_SIZE)
                 return self.fail(index, 1009, b"message too big")
             need = header.size + <size_t>header.payload  # payload is at most max_message or 125 here
             if size - used < need:
@@ -265,6 +274,7 @@ cdef class Sockets(Clients):
         if slot.stage == CLOSING:
             return 0
         if service.frame_rate and not self.spend_token(slot, service):
+            self.breach(index, FRAME_RATE)
             return self.fail(index, 1008, b"too many frames")
         if header.opcode == PING:
             return self.on_ping(index, data, size)
@@ -273,13 +283,12 @@ cdef class Sockets(Clients):
         return self.on_data(index, service, header, data, size)
 
     cdef bint spend_token(self, Slot *slot, Service service) noexcept:
-        cdef uint32_t earned = (self.now - slot.refilled) * service.frame_rate / TICKS_PER_SECOND
-        if earned:
-            slot.tokens = <uint16_t>min(slot.tokens + earned, service.frame_burst)
-            slot.refilled = self.now
-        if slot.tokens == 0:
+        cdef uint64_t earned = <uint64_t>(self.now - slot.refilled) * service.frame_rate
+        slot.tokens = <uint16_t>min(slot.tokens + earned, <uint64_t>service.frame_burst)
+        slot.refilled = self.now
+        if slot.tokens < TICKS_PER_SECOND:
             return False
-        slot.tokens -= 1
+        slot.tokens -= TICKS_PER_SECOND
         return True
 
     cdef int on_ping(self, uint32_t index, const unsigned char *data, size_t size) except -1:
@@ -314,17 +323,22 @@ cdef class Sockets(Clients):
         if header.final and not open:
             return self.on_message(index, opcode, data, size)
         if not open:
-            inbound = inbound_of(slot)
+            inbound = self.inbound_of(slot)
             inbound.opcode = <uint8_t>opcode
         inbound.fragments += 1
-        if inbound.fragments > service.max_fragments or inbound.message_size + size > service.max_message:
-            return self.fail(index, 1009, b"message too big, or of too many fragments")
+        if inbound.fragments > service.max_fragments:
+            self.breach(index, FRAGMENTS)
+            return self.fail(index, 1009, b"message of too many fragments")
+        if inbound.message_size + size > service.max_message:
+            self.breach(index, MESSAGE_SIZE)
+            return self.fail(index, 1009, b"message too big")
         self.append_fragment(inbound, data, size)
         if not header.final:
             return 0
         opcode = inbound.opcode
         data, size = inbound.message, inbound.message_size
         inbound.message = NULL
+        self.inbound_bytes -= size
         inbound.message_size = inbound.fragments = inbound.opcode = 0
         try:
             return self.on_message(index, opcode, data, size)
@@ -341,6 +355,7 @@ cdef class Sockets(Clients):
         memcpy(grown + inbound.message_size, data, size)
         inbound.message = grown
         inbound.message_size += size
+        self.inbound_bytes += size
         return 0
 
     cdef int on_message(self, uint32_t index, int opcode, const unsigned char *data, size_t size) except -1:
@@ -350,16 +365,6 @@ cdef class Sockets(Clients):
             text = PyBytes_FromStringAndSize(<const char *>data, size)
             self.call(self.on_text, (self.handle(index), self.slots[index].service, text))
         return 0
-
-    cdef int fail(self, uint32_t index, int code, bytes reason) except -1:
-        """The peer broke a rule: a close frame, the end of our half, and whatever it still sends is thrown away."""
-        cdef Slot *slot = &self.slots[index]
-        self.part(index, code, reason, True)
-        if slot.dead:
-            return 0
-        inbound_drop(slot)
-        slot.farewell = 1
-        return self.all_sent(index)
 
     # ---- time ----
 
@@ -392,10 +397,8 @@ cdef class Sockets(Clients):
         cdef uint32_t index
         while self.head_first != NONE and self.slots[self.head_first].deadline <= self.now:
             index = self.head_first
-            if self.slots[index].inbound is NULL:
-                self.bury(index)  # it never said a word: a port scan, or a browser's spare connection
-            else:
-                self.turn_away(index, HEAD_TOO_SLOW)
+            self.breach(index, HEAD_TIMEOUT)
+            self.give_up_head(index)
         return 0
 
     cdef int sweep(self) except -1:
@@ -415,12 +418,14 @@ cdef class Sockets(Clients):
                 continue
             service = self.services[slot.service]
             if self.now - slot.heard > service.silence:
+                self.breach(i, PONG_TIMEOUT)
                 self.part(i, 1008, b"no pong in time", True)
                 self.bury(i)  # nothing will come from there any more
             elif slot.expires and slot.expires <= self.now:
                 self.part(i, 1008, b"permission expired", True)
             elif slot.backlog is not NULL and slot.backlog.count and not service.newest_only and \
                     self.now - backlog_at(slot.backlog, 0).since > service.write_timeout:
+                self.breach(i, WRITE_TIMEOUT)
                 self.dismiss(i, 1013, b"too slow: nothing was taken in time")
         return 0
 
@@ -437,10 +442,11 @@ cdef class Sockets(Clients):
 
     cdef void give_back(self) noexcept:
         """Memory of frames that are gone: left alone, malloc kept 190 of the 250 MB that laggards had made it take."""
-        self.most_live = max(self.most_live, live_bytes)
-        if self.most_live - live_bytes >= TRIM:
+        cdef size_t held = live_bytes + self.inbound_bytes
+        self.most_live = max(self.most_live, held)
+        if self.most_live - held >= TRIM:
             malloc_trim(0)
-            self.most_live = live_bytes
+            self.most_live = held
 
     cdef int watch_again(self) except -1:
         """Listeners that were put aside for want of descriptors."""
@@ -456,17 +462,31 @@ cdef class Sockets(Clients):
     # ---- being looked at ----
 
     def stats(self, int service) -> dict:
-        """Counters of one service: all of them ints, `closes` a dict from close code to how often."""
+        """Counters of one service: all of them ints, but `closes` a dict from close code to how often, and `breaches`
+        one from each of BOUNDS and `published_size` to how often it was exceeded."""
         cdef Service s = self.services[service]
+        cdef int i
         return {
             "connections": s.connections, "opened": s.opened, "topics": len(s.topics), "frames": s.frames, "bytes": s.bytes,
             "oversize": s.oversize, "write_errors": s.write_errors, "replaced": s.replaced, "closes": dict(s.closes),
             "told": s.told, "untold": s.untold,
+            "breaches": {**{BOUNDS[i]: s.breaches[i] for i in range(COUNTED)}, "published_size": s.oversize},
         }
 
     def totals(self) -> dict:
-        """Counters of the process: connections of any stage, unfinished request heads, bytes of live frames."""
-        return {"sockets": self.used, "heads": self.heads, "live_bytes": live_bytes}
+        """Gauges of the process: connections of any stage, unfinished request heads, bytes of live frames, and bytes
+        held by heads and messages that are not complete."""
+        return {
+            "sockets": self.used, "heads": self.heads, "live_bytes": live_bytes, "inbound_bytes": self.inbound_bytes,
+        }
+
+    def breached(self, int service, str bound) -> None:
+        """Counts a breach that was found outside of the core.
+
+        Raises:
+            ValueError: it is none of BOUNDS.
+        """
+        (<Service>self.services[service]).breaches[BOUNDS.index(bound)] += 1
 
     def address(self, uint64_t client):
         """The peer's address, 16 bytes (IPv4 mapped into IPv6, zero for a Unix socket), or None when it is gone."""

@@ -72,7 +72,7 @@ cdef inline void topic_weigh(Topic topic, size_t waiting) noexcept:
     """Notes how many bytes wait in its bursts. All count, sealed ones too: each join seals the open one."""
     global pressing_topics
     topic.waiting = waiting
-    if topic.pressing != (waiting >= PRESSING):
+    if topic.pressing != (waiting >= topic.service.pressing):
         topic.pressing = not topic.pressing
         if topic.pressing:
             pressing_topics += 1

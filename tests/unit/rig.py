@@ -14,6 +14,7 @@ from relay._fanout import Core
 ANSWER = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
 ENVELOPE = {"prefix": b'{"type":"status","data":"', "suffix": b'"}'}
 HEARTBEAT = b'\x81\x0f{"type":"ping"}\x89\x00'
+OF_THE_CORE = ("max_inbound", "max_head", "max_heads", "head_timeout")
 SECONDS = 5.0
 
 
@@ -79,7 +80,8 @@ def ready(seconds, *files):
 class Rig:
     """A core with one service and one listener; each accepted request joins the topic its path names."""
 
-    def __init__(self, *, limit=64, max_live=1 << 30, family=socket.AF_INET, decide=None, on_text=None, **service):
+    def __init__(self, *, limit=64, max_live=1 << 30, family=socket.AF_INET, decide=None, on_text=None, **values):
+        bounds = {name: values.pop(name) for name in OF_THE_CORE if name in values}
         self.requests, self.texts, self.idle, self.errors = [], [], [], []
         self.decide = decide or self.accept
         self.core = Core(
@@ -89,8 +91,9 @@ class Rig:
             on_text=lambda client, service, text: (on_text or self.keep_text)(client, text),
             on_idle=lambda service, topic: self.idle.append(topic),
             on_error=self.errors.append,
+            **bounds,
         )
-        self.service = self.core.add_service(**{**ENVELOPE, **service})
+        self.service = self.core.add_service(**{**ENVELOPE, **values})
         self.listener = socket.socket(family)
         self.listener.bind(("127.0.0.1", 0) if family == socket.AF_INET else "")
         self.listener.listen(4096)

@@ -34,6 +34,7 @@ class Chaos:
         self.rig = Rig(
             limit=150,
             max_live=400_000,
+            max_inbound=4000,
             max_backlog=30_000,
             frame_rate=0,
             newest_only=bool(seed % 2),
@@ -152,8 +153,9 @@ def test_nothing_is_left_over(seed):
     rig.flush()
     rig.tick_until(lambda: rig.core.totals()["sockets"] == 0)
     rig.flush()
-    assert rig.core.totals() == {"sockets": 0, "heads": 0, "live_bytes": before}
+    assert rig.core.totals() == {"sockets": 0, "heads": 0, "live_bytes": before, "inbound_bytes": 0}
     assert rig.stats["connections"] == rig.stats["topics"] == 0
     assert rig.stats["opened"] > 100
     assert {1002, 1009, 1012} <= set(rig.stats["closes"]), "the dice should reach every corner"
+    assert all(rig.stats["breaches"][bound] for bound in ("inbound", "message_size"))
     rig.close()
