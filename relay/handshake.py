@@ -21,9 +21,9 @@ from websockets.server import ServerProtocol
 
 from relay._fanout import plain_upgrade
 
-MAX_HEADERS = 64  # DESIGN.md, "Bounds"
+MAX_HEADERS = 64  # where nothing else is said (DESIGN.md, "Bounds")
+MAX_LINE = 8192  # bytes of a line with its end: what the judge reads
 MAX_NAME = 200  # bytes of a decoded run or channel name
-MAX_TOPICS = 100_000  # of a service: runs or channels watched at once
 MAX_PARTS = 5  # of a nested run id, such as batch;;<name>;;<run>
 
 RUN = r"[A-Za-z0-9_.;-]+"
@@ -58,11 +58,13 @@ class Refused(Exception):  # noqa: N818 - what became of the request
 
     Attributes:
         answer: bytes, the whole HTTP answer.
+        bound: of `relay._fanout.BOUNDS`, the one that was exceeded; "" where it was none.
     """
 
-    def __init__(self, status: str, sentence: str, extra: Iterable[tuple[str, str]] = ()) -> None:
+    def __init__(self, status: str, sentence: str, extra: Iterable[tuple[str, str]] = (), *, bound: str = "") -> None:
         super().__init__(sentence)
         self.answer = plain(status, sentence + "\n", extra)
+        self.bound = bound
 
 
 class Request(NamedTuple):
@@ -127,18 +129,19 @@ def busy(sentence: str) -> bytes:
     return plain("503 Service Unavailable", sentence + "\n", [("Retry-After", "5")])
 
 
-def read(head: bytes) -> Request:
+def read(head: bytes, max_headers: int = MAX_HEADERS) -> Request:
     """Parses and judges a request head.
 
     Args:
         head: up to and with its blank line.
+        max_headers: at most 128, the judge's own bound.
 
     Raises:
-        Refused: not HTTP/1.x, another method than GET or HEAD, too many headers, or no valid upgrade.
+        Refused: not HTTP/1.x, another method than GET or HEAD, too many headers or too long a one, or no valid upgrade.
     """
-    found = plain_upgrade(head)
+    found = plain_upgrade(head, max_headers)
     if found is None:
-        return judged(head)
+        return judged(head, max_headers)
     target, key, origin = found
     path, _, query = target.partition("?")
     # What the judge answers, byte for byte (RFC 6455, section 4.2.2).
@@ -156,7 +159,7 @@ def _switching(now: int) -> bytes:
     )
 
 
-def judged(head: bytes) -> Request:
+def judged(head: bytes, max_headers: int = MAX_HEADERS) -> Request:
     """`read`, with nothing taken for plain."""
     line = _REQUEST_LINE.fullmatch(head, 0, head.index(b"\r\n"))
     if not line:
@@ -166,8 +169,12 @@ def judged(head: bytes) -> Request:
         raise Refused(
             "405 Method Not Allowed", f"{method[:20]} is not served here: GET and HEAD are.", [("Allow", "GET, HEAD")]
         )
-    if head.count(b"\r\n") - 2 > MAX_HEADERS:
-        raise Refused("431 Request Header Fields Too Large", f"More than {MAX_HEADERS} headers.")
+    if head.count(b"\r\n") - 2 > max_headers:
+        raise Refused("431 Request Header Fields Too Large", f"More than {max_headers} headers.", bound="headers")
+    if len(head) > MAX_LINE and max(map(len, head.split(b"\n"))) >= MAX_LINE:
+        raise Refused(
+            "431 Request Header Fields Too Large", f"A line of more than {MAX_LINE} bytes.", bound="head_size"
+        )
     if not target.startswith("/"):
         target = _origin_form(target)
     judge = ServerProtocol(logger=_silent)

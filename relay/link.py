@@ -62,6 +62,7 @@ class Link(Upstream):
         commands: the connection on which the link is proved.
         fatal: see Upstream.
         resolve: see Upstream.
+        max_reply: see Upstream.
     """
 
     ASKED, ON, LEAVING = range(3)
@@ -75,8 +76,9 @@ class Link(Upstream):
         commands: Commands,
         fatal: Callable[[RelayError], None],
         resolve: Resolver = fixed,
+        max_reply: int = upstream.MAX_REPLY,
     ) -> None:
-        super().__init__(settings, "subscriptions", fatal, resolve)
+        super().__init__(settings, "subscriptions", fatal, resolve, max_reply)
         self.core = core
         self.service = service
         self.deliver = deliver

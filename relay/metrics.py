@@ -1,7 +1,8 @@
 """The counters of the core and the links in Prometheus' text format (contract, section 6: the old names stay)."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -13,13 +14,23 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _FRAMES = {"status": "status2_messages_forwarded", "preflight": "preflight2_messages_sent"}
 
 
+class Bound(NamedTuple):
+    """A bound in force: its `value` in `unit`, and how much of that is `used` now where this can be said."""
+
+    name: str
+    unit: str
+    value: float
+    used: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What one service counted, as `Core.stats` gives it, and its links.
 
     `redis_up` is whether both of its connections to Redis stand, `reconnects` how often one was made anew, `gaps` how
     often the subscriptions broke, `instances` how many Redis servers have answered, `proved` seconds since a message
-    was known to come, None while that cannot be known.
+    was known to come, None while that cannot be known; `breaches` how often each bound was exceeded, `bounds` those
+    that are the service's own.
     """
 
     service: str
@@ -30,16 +41,20 @@ class Reading:
     gaps: int = 0
     instances: int = 0
     proved: float | None = None
+    breaches: Mapping[str, int] = field(default_factory=dict)
+    bounds: Sequence[Bound] = ()
 
 
 class _Relay(Collector):
-    def __init__(self, read: Callable[[], list[Reading]]) -> None:
+    def __init__(self, read: Callable[[], list[Reading]], bounds: Callable[[], Sequence[Bound]]) -> None:
         self._read = read
+        self._bounds = bounds
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         """Of prometheus_client: everything is read when it is asked for, nothing is kept twice."""
         for reading in self._read():
             yield from _service(reading)
+        yield from _limits("relay", self._bounds())
 
 
 def _service(reading: Reading) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
@@ -62,6 +77,11 @@ def _service(reading: Reading) -> Iterator[CounterMetricFamily | GaugeMetricFami
     for code, count in sorted(reading.closes.items()):
         closes.add_metric([str(code)], count)
     yield closes
+    breaches = CounterMetricFamily(f"{prefix}_breaches", "How often a bound was exceeded.", labels=["bound"])
+    for bound, count in reading.breaches.items():
+        breaches.add_metric([bound], count)
+    yield breaches
+    yield from _limits(prefix, reading.bounds)
 
 
 def _delivery(prefix: str, reading: Reading) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
@@ -85,12 +105,25 @@ def _delivery(prefix: str, reading: Reading) -> Iterator[CounterMetricFamily | G
         )
 
 
-def exposition(read: Callable[[], list[Reading]]) -> bytes:
+def _limits(prefix: str, bounds: Sequence[Bound]) -> Iterator[GaugeMetricFamily]:
+    limits = GaugeMetricFamily(f"{prefix}_bound", "The bounds in force.", labels=["bound", "unit"])
+    used = GaugeMetricFamily(f"{prefix}_bound_used", "What is used of a bound now.", labels=["bound", "unit"])
+    for bound in bounds:
+        limits.add_metric([bound.name, bound.unit], bound.value)
+        if bound.used is not None:
+            used.add_metric([bound.name, bound.unit], bound.used)
+    yield limits
+    if used.samples:
+        yield used
+
+
+def exposition(read: Callable[[], list[Reading]], bounds: Callable[[], Sequence[Bound]]) -> bytes:
     """All metrics as text.
 
     Args:
         read: gives the readings of all services.
+        bounds: gives the bounds of the whole process.
     """
     registry = CollectorRegistry()
-    registry.register(_Relay(read))
+    registry.register(_Relay(read, bounds))
     return generate_latest(registry)

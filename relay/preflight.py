@@ -15,9 +15,8 @@ from dataclasses import dataclass
 
 from relay import checklist
 from relay._fanout import Core
-from relay.handshake import MAX_TOPICS, busy
 from relay.link import READY, Link, gap
-from relay.settings import ServiceSettings
+from relay.settings import ProcessSettings, ServiceSettings
 from relay.upstream import Commands, Lost
 
 SPACING = 0.025  # seconds between two reads of a run, so between two frames
@@ -51,6 +50,7 @@ class Preflight:
         settings: of the service.
         make_link: makes its link from the core's number of the service.
         commands: its command connection.
+        process: the settings of the whole process.
         deliver: has the core send what was published.
         set_events: switch on the key events that are missing in Redis.
     """
@@ -63,6 +63,7 @@ class Preflight:
         settings: ServiceSettings,
         make_link: Callable[[int], Link],
         commands: Commands,
+        process: ProcessSettings,
         deliver: Callable[[], None],
         *,
         set_events: bool = False,
@@ -76,6 +77,10 @@ class Preflight:
             pong_timeout=settings.pong_timeout,
             write_timeout=settings.write_timeout,
             max_message=settings.max_message_size,
+            max_backlog=process.max_backlog,
+            max_fragments=process.max_fragments,
+            frame_rate=process.frame_rate,
+            frame_burst=process.frame_burst,
         )
         self.link = make_link(self.index)
         self.link.listener = self
@@ -96,9 +101,6 @@ class Preflight:
         """Attaches an accepted client: with the snapshot where one is at hand, otherwise ahead of the first read."""
         state = self._runs.get(run)
         if state is None:
-            if len(self._runs) >= MAX_TOPICS:
-                self.core.refuse(client, busy("This relay watches as many topics as it may."))
-                return
             state = self._runs[run] = _Run()
             self.link.want(self._events_of + run)
         up = self.link.up and self.commands.up

@@ -24,11 +24,12 @@ from typing import Any
 import uvloop
 
 from relay import handshake, metrics
-from relay._fanout import TICK, Core
+from relay._fanout import FLOOD_FACTOR, TICK, Core
 from relay.errors import ListenError, RelayError
 from relay.handshake import Refused, Request, plain
 from relay.link import Link
 from relay.logs import to_stderr
+from relay.metrics import Bound
 from relay.page import index
 from relay.preflight import Preflight
 from relay.settings import ServiceSettings, Settings
@@ -39,7 +40,6 @@ from relay.values import ListenAddress
 BACKLOG = 4096  # of a listener; the kernel cuts it to net.core.somaxconn
 FILES_KEPT = 32  # descriptors that are not for clients (DESIGN.md, "Bounds")
 MIN_CONNECTIONS = 16
-MAX_LIVE = 256 << 20  # bytes of live frames (DESIGN.md, "Bounds")
 LAST_ACCEPTS = 0.5  # seconds for who waits in an accept queue when it is closed; 4096 take 0.2
 LAST_WORDS = 2.0  # seconds for the last close frames of a drain to be answered
 
@@ -65,7 +65,11 @@ class Server:
         self.limit = max_connections(settings)
         self.core = Core(
             limit=self.limit,
-            max_live=MAX_LIVE,
+            max_live=settings.max_live,
+            max_inbound=settings.max_inbound,
+            max_head=settings.max_head_size,
+            max_heads=settings.max_heads,
+            head_timeout=settings.head_timeout,
             on_request=self.on_request,
             on_text=self.on_text,
             on_idle=self.on_idle,
@@ -83,17 +87,18 @@ class Server:
         self._page = index(status_port=ports["status"], preflight_port=ports["preflight"])
 
     def _make_service(self, settings: ServiceSettings) -> Service:
-        commands = Commands(settings, self.fail)
+        process = self.settings
+        commands = Commands(settings, self.fail, max_reply=process.max_reply_size)
 
-        deliver = self.deliver if self.settings.coalesce_ms else self.flush
+        deliver = self.deliver if process.coalesce_ms else self.flush
 
         def make_link(number: int) -> Link:
-            return Link(settings, self.core, number, deliver, commands, self.fail)
+            return Link(settings, self.core, number, deliver, commands, self.fail, max_reply=process.max_reply_size)
 
         if settings.name == "status":
-            return Status(self.core, settings, make_link, commands, self.settings.max_published_size)
-        set_events = self.settings.set_keyspace_events
-        return Preflight(self.core, settings, make_link, commands, self.flush, set_events=set_events)
+            return Status(self.core, settings, make_link, commands, process)
+        set_events = process.set_keyspace_events
+        return Preflight(self.core, settings, make_link, commands, process, self.flush, set_events=set_events)
 
     def _page_ports(self) -> dict[str, int]:
         """Where the page finds each service: the port it has here, else the one it has by default."""
@@ -181,6 +186,8 @@ class Server:
 
     def _end(self) -> None:
         if not self.ended.done():
+            if left := self.core.totals()["sockets"]:
+                log.warning(f"connections reset because the drain had not ended them: {left}")
             self.ended.set_result(None)
 
     def _tick(self) -> None:
@@ -219,9 +226,11 @@ class Server:
         """A request head: judged, then answered, parked or attached."""
         service = self.services[number]
         try:
-            request = handshake.read(head)
+            request = handshake.read(head, self.settings.max_headers)
             route = handshake.route(service.name, request.path)
         except Refused as refused:
+            if refused.bound:
+                self.core.breached(number, refused.bound)
             self.core.refuse(client, refused.answer)
             return
         if route.own == "health" and request.upgrade:
@@ -235,7 +244,12 @@ class Server:
             extra = [("Upgrade", "websocket")]
             self.core.refuse(client, plain("426 Upgrade Required", sentence, extra, head=request.method == "HEAD"))
         elif full or self.draining:
+            if full:
+                self.core.breached(number, "connections")
             self.core.refuse(client, handshake.busy("No room for more connections."))
+        elif self.topics() >= self.settings.max_topics and not self.core.watched(number, route.topic):
+            self.core.breached(number, "topics")
+            self.core.refuse(client, handshake.busy("This relay watches as many topics as it may."))
         elif not handshake.origin_allowed(service.settings.allowed_origins, request.origin):
             name = f"{service.name.upper()}_ALLOWED_ORIGINS"
             self.core.refuse(client, plain("403 Forbidden", f"This Origin is not among those of {name}.\n"))
@@ -258,7 +272,7 @@ class Server:
         if name == "page":
             return plain("200 OK", self._page, kind="text/html; charset=utf-8", head=head)
         if name == "metrics" and service.settings.metrics_enabled:
-            return plain("200 OK", metrics.exposition(self.readings), kind=metrics.CONTENT_TYPE, head=head)
+            return plain("200 OK", metrics.exposition(self.readings, self.bounds), kind=metrics.CONTENT_TYPE, head=head)
         return plain("404 Not Found", f"There is no {request.path} here.\n", head=head)
 
     def on_text(self, client: int, number: int, text: bytes) -> None:
@@ -304,9 +318,46 @@ class Server:
                     gaps=link.gaps,
                     instances=commands.instances,
                     proved=proved,
+                    breaches={**stats["breaches"], "reply_size": link.large_replies + commands.large_replies},
+                    bounds=_service_bounds(service.settings),
                 )
             )
         return found
+
+    def topics(self) -> int:
+        """Runs and channels watched or asked for, of all services."""
+        return sum(service.link.channels for service in self.services)
+
+    def bounds(self) -> list[Bound]:
+        """The bounds of the whole process, with what is used of them."""
+        settings, totals = self.settings, self.core.totals()
+        return [
+            Bound("head_size", "bytes", settings.max_head_size),
+            Bound("headers", "headers", settings.max_headers),
+            Bound("head_timeout", "seconds", settings.head_timeout),
+            Bound("heads", "heads", settings.max_heads, totals["heads"]),
+            Bound("connections", "sockets", self.limit, totals["sockets"]),
+            Bound("topics", "topics", settings.max_topics, self.topics()),
+            Bound("fragments", "frames", settings.max_fragments),
+            Bound("frame_rate", "frames/s", settings.frame_rate),
+            Bound("frame_burst", "frames", settings.frame_burst),
+            Bound("inbound", "bytes", settings.max_inbound, totals["inbound_bytes"]),
+            Bound("backlog", "bytes", settings.max_backlog),
+            Bound("undelivered", "bytes", FLOOD_FACTOR * settings.max_backlog),
+            Bound("live", "bytes", settings.max_live, totals["live_bytes"]),
+            Bound("published_size", "bytes", settings.max_published_size),
+            Bound("reply_size", "bytes", settings.max_reply_size),
+            Bound("drain", "seconds", settings.drain),
+            Bound("drain_delay", "seconds", settings.drain_delay),
+        ]
+
+
+def _service_bounds(settings: ServiceSettings) -> list[Bound]:
+    return [
+        Bound("message_size", "bytes", settings.max_message_size),
+        Bound("write_timeout", "seconds", settings.write_timeout),
+        Bound("pong_timeout", "seconds", settings.pong_timeout),
+    ]
 
 
 def max_connections(settings: Settings) -> int:

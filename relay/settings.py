@@ -29,6 +29,7 @@ from relay.values import (
     MAX_INT,
     ListenAddress,
     RedisAddress,
+    duration_between,
     duration_text,
     is_host,
     level,
@@ -54,6 +55,7 @@ Bool = Annotated[bool, _from_text(parse_bool)]
 Size = Annotated[
     int, _from_text(whole(1, 32 << 20))
 ]  # a Redis reply over 32 MiB resets the link, so no frame is larger
+_AROUND = 4096  # bytes that Redis puts around a message at most, the name of its channel included
 
 
 class ServiceSettings(BaseModel, frozen=True, extra="forbid"):
@@ -85,6 +87,20 @@ class ProcessSettings(BaseModel, frozen=True, extra="forbid"):
     drain_delay: Duration = 0.0
     max_published_size: Size = 1 << 20
     max_connections: Annotated[int | None, _from_text(whole(1, MAX_INT))] = Field(default=None, examples=["10000"])
+    # Bounds (DESIGN.md, "Bounds"; docs/metrics.md). 64 KiB is one read of a client, 128 headers what the judge of
+    # requests reads, 6553 frames what a client's slot can count, and a healthy client may answer with several at once.
+    max_head_size: Annotated[int, _from_text(whole(1024, 65536))] = 8192
+    max_headers: Annotated[int, _from_text(whole(16, 128))] = 64
+    head_timeout: Annotated[float, _from_text(duration_between(1, 600))] = 5.0
+    max_heads: Annotated[int, _from_text(whole(16, 1 << 20))] = 1024
+    max_fragments: Annotated[int, _from_text(whole(1, MAX_INT))] = 64
+    frame_rate: Annotated[int, _from_text(whole(1, 100_000))] = 20
+    frame_burst: Annotated[int, _from_text(whole(10, 6553))] = 100
+    max_inbound: Annotated[int, _from_text(whole(1 << 20, 1 << 40))] = 64 << 20
+    max_backlog: Annotated[int, _from_text(whole(4096, 1 << 30))] = 256 << 10
+    max_live: Annotated[int, _from_text(whole(1 << 20, 1 << 40))] = 256 << 20
+    max_reply_size: Annotated[int, _from_text(whole(65536, 1 << 30))] = 32 << 20
+    max_topics: Annotated[int, _from_text(whole(1, 10_000_000))] = 100_000
     set_keyspace_events: Bool = False
 
 
@@ -184,6 +200,12 @@ def load(
         raise ConfigError(
             f"STATUS_LISTEN_ADDR and PREFLIGHT_LISTEN_ADDR are both {listens[0]}: give each service an address of its "
             "own, for example STATUS_LISTEN_ADDR=:9002 and PREFLIGHT_LISTEN_ADDR=:9001"
+        )
+    if settings.max_published_size + _AROUND > settings.max_reply_size:
+        raise ConfigError(
+            f"RELAY_MAX_PUBLISHED_SIZE={settings.max_published_size} does not fit into RELAY_MAX_REPLY_SIZE="
+            f"{settings.max_reply_size} with what Redis puts around it, and would break the link; right is for example "
+            f"RELAY_MAX_REPLY_SIZE={settings.max_published_size + 65536}"
         )
     return settings.model_copy(update={"warnings": (*settings.warnings, *_at_odds(settings))})
 
@@ -367,3 +389,19 @@ def _at_odds(settings: Settings) -> Iterable[str]:
                 f"{prefix}PONG_TIMEOUT={duration_text(service.pong_timeout)} is not longer than {prefix}PING_INTERVAL="
                 f"{duration_text(service.ping_interval)}: clients are closed before they had a ping to answer"
             )
+        if settings.frame_rate * service.ping_interval < 2:
+            yield (
+                f"RELAY_FRAME_RATE={settings.frame_rate} is less than the two pongs with which a client may answer "
+                f"each {service.name.upper()}_PING_INTERVAL={duration_text(service.ping_interval)}: healthy clients "
+                "are closed"
+            )
+        if 2 * service.max_message_size > settings.max_inbound:
+            yield (
+                f"{service.name.upper()}_MAX_MESSAGE_SIZE={service.max_message_size} is more than half of "
+                f"RELAY_MAX_INBOUND={settings.max_inbound}: one message may end the client that sends it"
+            )
+    if 6 * settings.max_published_size > settings.max_live:  # a NUL becomes six bytes of JSON
+        yield (
+            f"RELAY_MAX_LIVE={settings.max_live} is less than one message of RELAY_MAX_PUBLISHED_SIZE="
+            f"{settings.max_published_size} may take: such a message may end all clients of its channel"
+        )

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from relay._fanout import Core
-from relay.handshake import MAX_TOPICS, busy, plain
+from relay.handshake import plain
 from relay.link import READY, Link, gap
-from relay.settings import ServiceSettings
+from relay.settings import ProcessSettings, ServiceSettings
 from relay.upstream import Commands
 
 CONFIRM_WAIT = 1.0  # seconds that a link believed up may leave a handshake waiting (contract, section 5)
@@ -32,7 +32,7 @@ class Status:
         settings: of the service.
         make_link: makes its link from the core's number of the service.
         commands: its command connection.
-        max_published: bytes of a published message.
+        process: the settings of the whole process.
     """
 
     name = "status"
@@ -43,7 +43,7 @@ class Status:
         settings: ServiceSettings,
         make_link: Callable[[int], Link],
         commands: Commands,
-        max_published: int,
+        process: ProcessSettings,
     ) -> None:
         self.core = core
         self.settings = settings
@@ -55,7 +55,11 @@ class Status:
             pong_timeout=settings.pong_timeout,
             write_timeout=settings.write_timeout,
             max_message=settings.max_message_size,
-            max_published=max_published,
+            max_backlog=process.max_backlog,
+            max_published=process.max_published_size,
+            max_fragments=process.max_fragments,
+            frame_rate=process.frame_rate,
+            frame_burst=process.frame_burst,
         )
         self.link = make_link(self.index)
         self.link.listener = self
@@ -67,9 +71,6 @@ class Status:
 
     def join(self, client: int, channel: bytes) -> None:
         """Attaches an accepted client once its channel is subscribed, at once where the link is known to be down."""
-        if self.link.channels >= MAX_TOPICS and not self.core.watched(self.index, channel):
-            self.core.refuse(client, busy("This relay watches as many topics as it may."))
-            return
         if self.link.subscribed(channel):
             self.core.attach(client, channel, notice=READY)
         elif not self.link.up:

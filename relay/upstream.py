@@ -29,7 +29,7 @@ from relay.values import RedisAddress
 
 READ_SIZE = 65536  # of one read from Redis: the longest burst that a read can make
 SLICE = 16384  # hiredis moves its whole unread tail for every KiB consumed: never feed it more at once
-MAX_REPLY = 32 << 20  # bytes of a reply that is not complete yet (DESIGN.md, "Bounds")
+MAX_REPLY = 32 << 20  # bytes of a reply, where nothing else is said (DESIGN.md, "Bounds")
 PIPELINE = 64  # commands in flight
 PING_EVERY = 5.0  # seconds
 REFUSED_RETRY_MAX = 30.0  # seconds between two tries where Redis answers but refuses us (contract, section 6)
@@ -104,18 +104,26 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         purpose: for the log.
         fatal: called with what ends the relay: a refused password at the start, retries used up.
         resolve: asked for the address before every connect.
+        max_reply: bytes of a reply that is not complete yet; with more the connection is made anew.
     """
 
     def __init__(
-        self, settings: ServiceSettings, purpose: str, fatal: Callable[[RelayError], None], resolve: Resolver = fixed
+        self,
+        settings: ServiceSettings,
+        purpose: str,
+        fatal: Callable[[RelayError], None],
+        resolve: Resolver = fixed,
+        max_reply: int = MAX_REPLY,
     ) -> None:
         self.settings = settings
+        self.max_reply = max_reply
         self.purpose = f"{settings.name} {purpose}"
         self.resolve = resolve
         self.fatal = fatal
         self.up = False
         self.reconnects = 0
         self.trouble = "not connected yet"  # why it is down; "" while it is up
+        self.large_replies = 0  # for which the connection was thrown away
         self.log = logging.getLogger("relay.redis")
         self._ever_up = False
         self._changed_at = time.monotonic()
@@ -323,8 +331,9 @@ class Upstream(asyncio.BufferedProtocol, ABC):
             for start in range(0, nbytes, SLICE):
                 self._reader.feed(self._buffer, start, min(SLICE, nbytes - start))  # type: ignore[arg-type]
                 self.take_replies()
-            if self._reader.len() > MAX_REPLY:
-                self.abort(f"a reply of more than {MAX_REPLY} bytes")
+            if self._reader.len() > self.max_reply:
+                self.large_replies += 1
+                self.abort(f"a reply of more than {self.max_reply} bytes; see RELAY_MAX_REPLY_SIZE")
         except (hiredis.ProtocolError, MemoryError) as error:
             self.abort(f"Redis sent what is no reply: {error or 'longer than there is memory'}")
 
@@ -387,12 +396,17 @@ class Commands(Upstream):
         settings: of the service.
         fatal: see Upstream.
         resolve: see Upstream.
+        max_reply: see Upstream.
     """
 
     def __init__(
-        self, settings: ServiceSettings, fatal: Callable[[RelayError], None], resolve: Resolver = fixed
+        self,
+        settings: ServiceSettings,
+        fatal: Callable[[RelayError], None],
+        resolve: Resolver = fixed,
+        max_reply: int = MAX_REPLY,
     ) -> None:
-        super().__init__(settings, "commands", fatal, resolve)
+        super().__init__(settings, "commands", fatal, resolve, max_reply)
         self.on_ready: list[Callable[[], None]] = []
         self.on_gone: list[Callable[[], None]] = []
         self.instance = ""  # Redis' run_id; "" where it is not known

@@ -27,6 +27,7 @@ _TRUE, _FALSE = ("1", "t", "T", "TRUE", "true", "True"), ("0", "f", "F", "FALSE"
 _LEVELS = {"debug": "DEBUG", "info": "INFO", "warn": "WARNING", "warning": "WARNING", "error": "ERROR"}
 _HOSTNAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?")
 MAX_INT = 2**31 - 1
+_LONGEST = 10_000 * 3600.0  # s: the core counts in 32 bits of 0.1 s
 
 
 def parse_duration(text: str) -> float:
@@ -72,7 +73,20 @@ def positive_duration(text: str) -> float:
     """A duration that a timer can be set to."""
     if (seconds := parse_duration(text)) == 0:
         raise ValueError("must be longer than 0")
+    if seconds > _LONGEST:
+        raise ValueError(f"must not be longer than {duration_text(_LONGEST)}")
     return seconds
+
+
+def duration_between(low: float, high: float) -> Callable[[str], float]:
+    """A parser of durations from `low` to `high` seconds."""
+
+    def parse(text: str) -> float:
+        if not low <= (seconds := parse_duration(text)) <= high:
+            raise ValueError(f"is not from {duration_text(low)} to {duration_text(high)}")
+        return seconds
+
+    return parse
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:

@@ -46,6 +46,18 @@ PROCESS = (
     Flag("DRAIN_DELAY", "DURATION", "Time between /readyz saying 503 and the end of accepting."),
     Flag("MAX_CONNECTIONS", "N", "Most connections at a time; unset: what the file limit allows."),
     Flag("MAX_PUBLISHED_SIZE", "BYTES", "Longest published message passed on."),
+    Flag("MAX_HEAD_SIZE", "BYTES", "Longest request head."),
+    Flag("MAX_HEADERS", "N", "Most headers of a request."),
+    Flag("HEAD_TIMEOUT", "DURATION", "Time within which a request head must be complete."),
+    Flag("MAX_HEADS", "N", "Most request heads that are not complete; the oldest is dropped for one more."),
+    Flag("MAX_FRAGMENTS", "N", "Most fragments of a message from a client."),
+    Flag("FRAME_RATE", "N", "Frames a second that a client may send."),
+    Flag("FRAME_BURST", "N", "Frames that it may send at once."),
+    Flag("MAX_INBOUND", "BYTES", "Most memory for heads and messages of all clients that are not complete."),
+    Flag("MAX_BACKLOG", "BYTES", "Most that waits for one slow client."),
+    Flag("MAX_LIVE", "BYTES", "Most memory for frames that wait, of all clients."),
+    Flag("MAX_REPLY_SIZE", "BYTES", "Longest reply of Redis; with a longer one the connection is made anew."),
+    Flag("MAX_TOPICS", "N", "Most runs and channels watched at a time."),
     Flag("SET_KEYSPACE_EVENTS", "", "Set Redis's notify-keyspace-events where it is missing."),
 )
 ENV_FILE = click.option(

@@ -240,6 +240,7 @@ def test_a_second_signal_ends_it_at_once(relay, join):
     process.process.send_signal(signal.SIGTERM)
     assert process.process.wait(5) == 0
     assert time.monotonic() - begin < 1.0
+    assert any("the drain had not ended them: " in line for line in process.stderr)
 
 
 def test_before_the_drain_it_is_not_ready_and_still_answers(relay, join):

@@ -8,7 +8,7 @@ from relay._fanout import Core
 from relay.link import Link
 from relay.probe import PREFIX
 from relay.settings import ServiceSettings
-from relay.upstream import Commands
+from relay.upstream import MAX_REPLY, Commands
 from relay.values import ListenAddress, RedisAddress
 
 PATIENCE = 10.0  # seconds until what is awaited counts as missing
@@ -157,7 +157,7 @@ class Server:
         """A started link; `heard` is its listener, `failed` what it would have ended the relay with."""
         return self.link_with_commands(**options)[0]
 
-    def link_with_commands(self, **options):
+    def link_with_commands(self, *, max_reply=MAX_REPLY, **options):
         """A started link, and the command connection on which it is proved, not started."""
         settings, failed = self._settings(**options), []
         core = Core(
@@ -169,7 +169,7 @@ class Server:
             on_error=failed.append,
         )
         commands = Commands(settings, failed.append)
-        link = Link(settings, core, core.add_service(), lambda: None, commands, failed.append)
+        link = Link(settings, core, core.add_service(), lambda: None, commands, failed.append, max_reply=max_reply)
         link.listener = link.heard = Heard()
         self._made.append(commands)
         return self._started(link, failed), commands

@@ -94,6 +94,12 @@ def test_sixty_four_headers_are_plain_and_one_more_is_not():
     assert plain_upgrade(head(["A: b"] * 60)) is None
 
 
+def test_as_many_headers_as_are_asked_for():
+    assert plain_upgrade(head(["A: b"] * 4), 9)
+    assert plain_upgrade(head(["A: b"] * 5), 9) is None
+    assert plain_upgrade(head(["A: b"] * 123), 128)
+
+
 @pytest.mark.parametrize(
     "unusual",
     [
@@ -135,6 +141,20 @@ def test_sixty_four_headers_are_plain_and_one_more_is_not():
 )
 def test_whatever_is_unusual_is_left_to_the_judge(unusual):
     assert plain_upgrade(unusual) is None
+
+
+@pytest.mark.parametrize("size", [8191, 8192, 8193])
+def test_a_line_is_plain_as_far_as_the_judge_reads(size):
+    """The line with its end; heads of more than 8 KiB are let through where RELAY_MAX_HEAD_SIZE says so."""
+    path = "GET /" + "x" * (size - 16) + " HTTP/1.1"
+    for data in (head(["A: " + "b" * (size - 5)]), head(line=path)):
+        assert size in map(len, data.splitlines(keepends=True))
+        assert compare(data) == (size <= 8192)
+        if size > 8192:
+            with pytest.raises(Refused, match="A line of more than 8192 bytes") as caught:
+                read(data)
+            assert caught.value.answer.startswith(b"HTTP/1.1 431 ")
+            assert caught.value.bound == "head_size"
 
 
 def without_date(answer):

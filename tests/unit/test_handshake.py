@@ -120,6 +120,14 @@ def test_sixty_four_headers_are_not_too_many():
     assert read(head(headers=[*UPGRADE, *(f"X-{i}: y" for i in range(59))])).upgrade
 
 
+@pytest.mark.parametrize("extra", [[], ["Content-Length: 0"]], ids=["plain", "judged"])
+def test_the_number_of_headers_may_be_set(extra):
+    assert read(head(headers=[*UPGRADE, *extra, *(f"X-{i}: y" for i in range(100))]), 128).upgrade
+    with pytest.raises(Refused, match="More than 16 headers") as caught:
+        read(head(headers=[*UPGRADE, *extra, *(f"X-{i}: y" for i in range(12))]), 16)
+    assert caught.value.bound == "headers"
+
+
 def test_without_upgrade_nothing_is_upgraded():
     assert read(head(headers=["Host: x"])).upgrade is None
     assert read(head("HEAD /health HTTP/1.1", ["Host: x"])).method == "HEAD"

@@ -1,8 +1,8 @@
-"""The names that dashboards know (contract, section 6)."""
+"""The names that dashboards know (contract, section 6), and a bound beside its breaches."""
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.metrics import Reading, exposition
+from relay.metrics import Bound, Reading, exposition
 
 COUNTERS = {
     "connections": 3,
@@ -16,14 +16,28 @@ COUNTERS = {
     "told": 10,
     "untold": 11,
 }
+BREACHES = {"backlog": 7, "heads": 0}
+OWN = [Bound("message_size", "bytes", 65536)]
+COMMON = [Bound("live", "bytes", 1 << 28, 5), Bound("head_timeout", "seconds", 2.5)]
 
 
 def samples():
     readings = [
-        Reading("status", COUNTERS, {1013: 2, 1008: 1}, redis_up=True, reconnects=8, gaps=9, instances=2, proved=3.5),
+        Reading(
+            "status",
+            COUNTERS,
+            {1013: 2, 1008: 1},
+            redis_up=True,
+            reconnects=8,
+            gaps=9,
+            instances=2,
+            proved=3.5,
+            breaches=BREACHES,
+            bounds=OWN,
+        ),
         Reading("preflight", COUNTERS, {}, redis_up=False, reconnects=0),
     ]
-    text = exposition(lambda: readings).decode()
+    text = exposition(lambda: readings, lambda: COMMON).decode()
     return {
         (s.name, next(iter(s.labels.values()), None)): s.value
         for family in text_string_to_metric_families(text)
@@ -53,8 +67,23 @@ def test_closes_by_code_and_the_state_of_redis():
     assert found["preflight2_redis_up", None] == 0
 
 
+def test_bounds_their_use_and_their_breaches():
+    found = samples()
+    assert found["status2_breaches_total", "backlog"] == 7
+    assert found["status2_breaches_total", "heads"] == 0
+    assert found["status2_bound", "message_size"] == 65536
+    assert found["relay_bound", "live"] == 1 << 28
+    assert found["relay_bound_used", "live"] == 5
+    assert found["relay_bound", "head_timeout"] == 2.5
+    assert ("relay_bound_used", "head_timeout") not in found
+
+
 def test_no_run_id_is_ever_a_label():
-    assert {label for _, label in samples()} == {None, "1013", "1008", "link", "size", "true", "false"}
+    assert {label for _, label in samples()} == {
+        None,
+        *("1013", "1008", "link", "size", "true", "false"),
+        *("backlog", "heads", "message_size", "live", "head_timeout"),
+    }
 
 
 def test_what_may_be_missing_and_how_sure_that_is():

@@ -9,7 +9,7 @@ import pytest
 
 from relay import preflight
 from relay.preflight import RECHECK, SPACING, Preflight
-from relay.settings import ServiceSettings
+from relay.settings import ProcessSettings, ServiceSettings
 from relay.upstream import Lost
 from relay.values import RedisAddress
 
@@ -110,7 +110,7 @@ def make():
     def new(**options):
         core, link, commands = Core(), Link(), Commands()
         settings = ServiceSettings(name="preflight", listen=":0", redis=RedisAddress(db=options.pop("db", 0)))
-        service = Preflight(core, settings, lambda number: link, commands, lambda: None, **options)
+        service = Preflight(core, settings, lambda number: link, commands, ProcessSettings(), lambda: None, **options)
         return service, core, link, commands
 
     return new
@@ -189,18 +189,6 @@ async def test_an_answer_to_those_before_is_none_for_those_after(watching):
     service.join(2, b"run1")
     await commands.answer(OUTLET)
     assert len(core.published) == 1
-
-
-async def test_a_relay_that_watches_too_much_refuses(make, monkeypatch):
-    monkeypatch.setattr(preflight, "MAX_TOPICS", 1)
-    service, core, link, _ = make()
-    service.join(1, b"run1")
-    service.join(2, b"run2")
-    service.join(3, b"run1")
-    assert [(client, answer[:12]) for client, answer in core.refused] == [(2, b"HTTP/1.1 503")]
-    assert b"Retry-After" in core.refused[0][1]
-    assert [client for client, *_ in core.attached] == [1, 3]
-    assert link.wanted == [EVENTS_OF_RUN1]
 
 
 async def test_a_refused_run_is_closed(watching):

@@ -31,6 +31,22 @@ def refusal(env, **more):
     return text
 
 
+# Default, least and most (DESIGN.md, "Bounds").
+BOUNDS = {
+    "max_head_size": (8192, 1024, 65536),
+    "max_headers": (64, 16, 128),
+    "max_heads": (1024, 16, 1 << 20),
+    "max_fragments": (64, 1, 2**31 - 1),
+    "frame_rate": (20, 1, 100_000),
+    "frame_burst": (100, 10, 6553),
+    "max_inbound": (64 << 20, 1 << 20, 1 << 40),
+    "max_backlog": (256 << 10, 4096, 1 << 30),
+    "max_live": (256 << 20, 1 << 20, 1 << 40),
+    "max_reply_size": (32 << 20, 65536, 1 << 30),
+    "max_topics": (100_000, 1, 10_000_000),
+}
+
+
 # --- defaults (contract, section 6) --------------------------------------------------------------------------
 
 
@@ -49,6 +65,10 @@ def test_defaults():
         assert service.max_message_size == 65536
     assert (loaded.drain, loaded.drain_delay, loaded.max_published_size) == (10.0, 0.0, 1048576)
     assert (loaded.max_connections, loaded.set_keyspace_events, loaded.coalesce_ms) == (None, False, 0)
+    assert {name: getattr(loaded, name) for name in BOUNDS} == {
+        name: default for name, (default, _, _) in BOUNDS.items()
+    }
+    assert loaded.head_timeout == 5.0
     assert loaded.warnings == ()
 
 
@@ -93,6 +113,13 @@ def test_every_variable_of_a_service_and_of_the_process():
     assert loaded.warnings == ()
 
 
+def test_every_bound_of_the_process():
+    env = {f"RELAY_{name.upper()}": str(most - 1) for name, (_, _, most) in BOUNDS.items()}
+    loaded = load(env={**env, "RELAY_HEAD_TIMEOUT": "1500ms"})
+    assert {name: getattr(loaded, name) for name in BOUNDS} == {name: most - 1 for name, (_, _, most) in BOUNDS.items()}
+    assert loaded.head_timeout == 1.5
+
+
 # --- durations, booleans, numbers, levels --------------------------------------------------------------------
 
 
@@ -109,7 +136,7 @@ def test_every_variable_of_a_service_and_of_the_process():
         ("1µs", 1e-6),  # U+00B5
         ("1μs", 1e-6),  # U+03BC
         ("1s1s", 2.0),
-        ("100000h", 3.6e8),
+        ("10000h", 3.6e7),
     ],
 )
 def test_duration(text, seconds):
@@ -145,6 +172,7 @@ def test_zero_where_it_makes_sense_and_where_not(text):
         ("++1s", "not a duration"),
         ("ten", "not a duration"),
         ("2562048h", "292 years"),
+        ("10001h", "not be longer than 10000h"),
     ],
 )
 def test_no_duration(text, what):
@@ -182,6 +210,9 @@ def test_no_boolean(text):
     assert said.endswith("RELAY_SET_KEYSPACE_EVENTS=false")
 
 
+FITTING = {"RELAY_MAX_REPLY_SIZE": str(1 << 30)}
+
+
 @pytest.mark.parametrize(
     ("variable", "low", "high"),
     [
@@ -189,11 +220,13 @@ def test_no_boolean(text):
         ("STATUS_MAX_MESSAGE_SIZE", 1, 32 << 20),
         ("RELAY_MAX_PUBLISHED_SIZE", 1, 32 << 20),
         ("RELAY_MAX_CONNECTIONS", 1, 2**31 - 1),
+        *((f"RELAY_{name.upper()}", low, high) for name, (_, low, high) in BOUNDS.items()),
     ],
 )
 def test_whole_numbers(variable, low, high):
     for text in (str(low), str(high), f"0{high}"):
-        load(env={variable: text})
+        more = {"RELAY_MAX_REPLY_SIZE": text, "RELAY_MAX_PUBLISHED_SIZE": "1"}
+        load(env={variable: text} | (more if variable == "RELAY_MAX_REPLY_SIZE" else FITTING))
     for text in (str(low - 1), str(high + 1), "1e3", "1_0", "+1", "64k", "0x10", " 1", "²", "9" * 5000):
         said = refusal({variable: text})
         assert re.match(rf"{variable}='.*: is not a whole number from {low} to {high}.*{variable}=\d+$", said)
@@ -620,6 +653,36 @@ def test_a_timeout_that_cannot_be_met_is_warned_of():
     assert load(env={"STATUS_PONG_TIMEOUT": "11s"}).warnings == ()
 
 
+def test_a_message_that_could_not_come_is_refused():
+    said = refusal({"RELAY_MAX_PUBLISHED_SIZE": str(32 << 20)})
+    assert said.startswith("RELAY_MAX_PUBLISHED_SIZE=33554432 does not fit into RELAY_MAX_REPLY_SIZE=33554432 ")
+    assert load(env={"RELAY_MAX_PUBLISHED_SIZE": "61440", "RELAY_MAX_REPLY_SIZE": "65536"}).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("env", "start"),
+    [
+        (
+            {"RELAY_FRAME_RATE": "1", "STATUS_PING_INTERVAL": "1s"},
+            "RELAY_FRAME_RATE=1 is less than the two pongs with which a client may answer each STATUS_PING_INTERVAL",
+        ),
+        (
+            {"STATUS_MAX_MESSAGE_SIZE": "600000", "RELAY_MAX_INBOUND": "1048576"},
+            "STATUS_MAX_MESSAGE_SIZE=600000 is more ",
+        ),
+        ({"RELAY_MAX_LIVE": "1048576"}, "RELAY_MAX_LIVE=1048576 is less than one message "),
+    ],
+)
+def test_bounds_that_do_not_go_together_are_warned_of(env, start):
+    (sentence,) = load(env=env).warnings
+    assert sentence.startswith(start)
+
+
+@pytest.mark.parametrize("text", ["999ms", "0", "10m1s"])
+def test_a_head_has_its_time(text):
+    assert "is not from 1s to 10m" in refusal({"RELAY_HEAD_TIMEOUT": text})
+
+
 # --- describe ------------------------------------------------------------------------------------------------
 
 
@@ -632,7 +695,7 @@ def test_describe(env_file):
     )
     rows = settings.describe(loaded)
     told = {name: (text, source) for name, text, source in rows}
-    assert len(told) == len(rows) == 2 * 14 + 6
+    assert len(told) == len(rows) == 2 * 14 + 7 + len(BOUNDS)
     assert told["STATUS_PING_INTERVAL"] == ("1m30s", "flag")
     assert told["STATUS_ALLOWED_ORIGINS"] == ("https://a,*.b.c", "environment")
     assert told["STATUS_REDIS_URL"] == ("redis://relay:***@h:6379/2", "environment")

@@ -525,13 +525,13 @@ async def test_a_message_of_other_things_than_texts_ends_the_connection(server, 
     await server.visit()
 
 
-async def test_a_reply_that_never_ends_is_bounded(server, monkeypatch):
-    monkeypatch.setattr(upstream, "MAX_REPLY", 1 << 20)
-    link = server.link()
+async def test_a_reply_that_never_ends_is_bounded_and_counted(server):
+    link = server.link(max_reply=1 << 20)
     visit = await server.visit()
     await until(lambda: link.up)
     visit.say(b"$30000000\r\n", b"x" * (3 << 20))
     assert await link.heard.next() == "down"
+    assert link.large_replies == 1
     await server.visit()
 
 
