@@ -1,15 +1,16 @@
-# build | demo | test | check | debug | bench | wheel | clean.  Two commands matter: make demo, and make test.
+# build | demo | test | check | conformance | debug | bench | wheel | clean.  Two commands matter: make demo, and make test.
 
 PYTHON ?= python3
 BIN := .venv/bin
 CORE := $(wildcard relay/*.pyx relay/*.pxi relay/*.pxd bench/*.pyx bench/*.pxi)
-CORE_TESTS := $(wildcard tests/unit/test_fanout_*.py) tests/unit/test_swarm.py tests/integration/test_status.py tests/integration/test_swarm_relay.py
+CORE_TESTS := $(wildcard tests/unit/test_fanout_*.py) tests/unit/test_swarm.py tests/integration/test_status.py tests/integration/test_swarm_relay.py \
+  tests/integration/test_conformance.py
 
 # Here a core that does not build is an error; on a worker's machine it is none (setup.py).
 export RELAY_REQUIRE_CORE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: build demo test check debug other-debug other-asan bench wheel clean system
+.PHONY: build demo test check conformance debug other-debug other-asan bench wheel clean system
 .DELETE_ON_ERROR:
 
 build: build/core.stamp
@@ -23,6 +24,10 @@ test: build
 check: build
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The Autobahn suite against the echo endpoint of tests/echo.py: `AUTOBAHN=/path/to/wstest` where it is not on PATH.
+conformance: build
+	$(BIN)/python -m tests.autobahn $(AUTOBAHN)
 
 # Beside a baseline, for you to judge: figures are of one machine. `ARGS=--benchmark-json=bench/baseline.json` makes a new one.
 bench: build

@@ -26,12 +26,13 @@ cdef class Clients:
     cdef list services, listeners, emptied
     cdef Line fresh, unfinished  # topics to be delivered, and those whose delivery has begun
     cdef bint inside
-    cdef object on_request, on_text, on_idle, on_error
+    cdef object on_request, on_text, on_idle, on_error, on_binary
     cdef unsigned char *inbox
     cdef epoll_event events[EVENTS]
 
     def __cinit__(self, *, uint32_t limit, size_t max_live, size_t max_inbound=67108864, size_t max_head=8192,
-                  uint32_t max_heads=1024, double head_timeout=5, on_request, on_text, on_idle, on_error):
+                  uint32_t max_heads=1024, double head_timeout=5, on_request, on_text, on_idle, on_error,
+                  on_binary=None):
         cdef uint32_t i
         self.ep = -1
         if not 0 < max_head <= INBOX or max_heads == 0:
@@ -57,6 +58,7 @@ cdef class Clients:
         self.services, self.listeners, self.emptied = [], [], []
         self.fresh, self.unfinished = Line(), Line()
         self.on_request, self.on_text, self.on_idle, self.on_error = on_request, on_text, on_idle, on_error
+        self.on_binary = on_binary
         self.last_tick = now_ns()
         self.now = 1
 
@@ -207,6 +209,19 @@ cdef class Clients:
         if slot is NULL or slot.stage != OPEN:
             return False
         self.say(self.index_of(slot), HEARTBEAT, HEARTBEAT_SIZE)
+        return True
+
+    def send_message(self, uint64_t client, bytes message, bint binary=False) -> bool:
+        """A message of a client's own, behind what waits for it (RFC 6455, 5.6); a text must be UTF-8."""
+        cdef Slot *slot = self.find(client)
+        cdef size_t size = PyBytes_GET_SIZE(message), head = header_size(size)
+        cdef bytes frame
+        if slot is NULL or slot.stage != OPEN:
+            return False
+        frame = PyBytes_FromStringAndSize(NULL, head + size)
+        write_header(<unsigned char *>PyBytes_AS_STRING(frame), BINARY if binary else TEXT, size)
+        memcpy(PyBytes_AS_STRING(frame) + head, PyBytes_AS_STRING(message), size)
+        self.say(self.index_of(slot), PyBytes_AS_STRING(frame), head + size)
         return True
 
     cdef int owe(self, Service service, uint32_t index, Burst *burst, size_t sent) except -1:

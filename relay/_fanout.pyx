@@ -213,6 +213,7 @@ cdef class Core(Sockets):
         on_text: `(client, service, text)` for each text message that is not the plain `{"type":"pong"}`.
         on_idle: `(service, topic)` when a topic has lost its last client.
         on_error: `(exception)` for whatever one of the others raised.
+        on_binary: `(client, service, data)` for each binary message; without it they are dropped.
 
     `client` is an int naming one connection for its lifetime; calls with one that is gone do nothing and say so.
 

@@ -359,11 +359,13 @@ cdef class Sockets(Clients):
         return 0
 
     cdef int on_message(self, uint32_t index, int opcode, const unsigned char *data, size_t size) except -1:
-        if opcode == TEXT and not (size == 15 and memcmp(data, JSON_PONG, 15) == 0):
-            if size and not is_utf8(data, size):
-                return self.fail(index, 1007, b"text is not UTF-8")
-            text = PyBytes_FromStringAndSize(<const char *>data, size)
-            self.call(self.on_text, (self.handle(index), self.slots[index].service, text))
+        cdef object listener = self.on_text if opcode == TEXT else self.on_binary
+        if listener is None or (opcode == TEXT and size == 15 and memcmp(data, JSON_PONG, 15) == 0):
+            return 0
+        if opcode == TEXT and size and not is_utf8(data, size):
+            return self.fail(index, 1007, b"text is not UTF-8")
+        message = PyBytes_FromStringAndSize(<const char *>data, size)
+        self.call(listener, (self.handle(index), self.slots[index].service, message))
         return 0
 
     # ---- time ----

@@ -80,7 +80,9 @@ def ready(seconds, *files):
 class Rig:
     """A core with one service and one listener; each accepted request joins the topic its path names."""
 
-    def __init__(self, *, limit=64, max_live=1 << 30, family=socket.AF_INET, decide=None, on_text=None, **values):
+    def __init__(
+        self, *, limit=64, max_live=1 << 30, family=socket.AF_INET, decide=None, on_text=None, on_binary=None, **values
+    ):
         bounds = {name: values.pop(name) for name in OF_THE_CORE if name in values}
         self.requests, self.texts, self.idle, self.errors = [], [], [], []
         self.decide = decide or self.accept
@@ -91,6 +93,7 @@ class Rig:
             on_text=lambda client, service, text: (on_text or self.keep_text)(client, text),
             on_idle=lambda service, topic: self.idle.append(topic),
             on_error=self.errors.append,
+            on_binary=on_binary,
             **bounds,
         )
         self.service = self.core.add_service(**{**ENVELOPE, **values})

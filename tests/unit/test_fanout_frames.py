@@ -9,6 +9,8 @@ from hypothesis import given
 
 from tests.unit.rig import ANSWER, HEARTBEAT, Rig, client_frame, close_code, resp, server_frames, texts
 
+JSON_PONG = b'{"type":"pong"}'
+
 
 @pytest.fixture
 def rig():
@@ -256,3 +258,28 @@ def test_heartbeat_on_demand(rig):
     sock = rig.join(b"t")
     rig.core.ping(rig.handles[sock])
     assert rig.received(sock, len(HEARTBEAT)) == HEARTBEAT
+
+
+@pytest.mark.parametrize("size", [0, 125, 126, 65535, 65536])
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_message_for_one_client(rig, size, binary):
+    sock, other = rig.join(b"t"), rig.join(b"t")
+    assert rig.core.send_message(rig.handles[sock], b"x" * size, binary)
+    assert server_frames(rig.received(sock, size + 2)) == ([(2 if binary else 1, b"x" * size)], b"")
+    assert rig.received(other) == b""
+
+
+def test_a_message_for_one_who_is_gone(rig):
+    sock = rig.join(b"t")
+    rig.core.close(rig.handles[sock], 1000)
+    assert not rig.core.send_message(rig.handles[sock], b"late")
+
+
+def test_binary_messages_are_for_whoever_asks_for_them():
+    heard = []
+    rig = Rig(on_binary=lambda client, service, data: heard.append(data))
+    rig.join(b"t").sendall(client_frame(b"\xff\x00", 2) + client_frame(b"text") + client_frame(JSON_PONG, 2))
+    rig.until(lambda: len(heard) == 2)
+    assert heard == [b"\xff\x00", JSON_PONG]
+    assert rig.texts == [b"text"]
+    rig.close()
