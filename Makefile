@@ -1,16 +1,16 @@
-# build | demo | test | check | conformance | debug | bench | wheel | clean.  Two commands matter: make demo, and make test.
+# build | demo | test | check | conformance | fuzz | debug | bench | wheel | clean.  Two commands matter: make demo, and make test.
 
 PYTHON ?= python3
 BIN := .venv/bin
 CORE := $(wildcard relay/*.pyx relay/*.pxi relay/*.pxd bench/*.pyx bench/*.pxi)
 CORE_TESTS := $(wildcard tests/unit/test_fanout_*.py) tests/unit/test_swarm.py tests/integration/test_status.py tests/integration/test_swarm_relay.py \
-  tests/integration/test_conformance.py
+  tests/integration/test_conformance.py tests/fuzz/mutants.py tests/fuzz/test_targets.py
 
 # Here a core that does not build is an error; on a worker's machine it is none (setup.py).
 export RELAY_REQUIRE_CORE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: build demo test check conformance debug other-debug other-asan bench wheel clean system
+.PHONY: build demo test check conformance fuzz debug other-debug other-asan bench wheel clean system
 .DELETE_ON_ERROR:
 
 build: build/core.stamp
@@ -36,6 +36,11 @@ bench: build
 
 wheel: build
 	$(BIN)/pip wheel -q --no-deps --no-build-isolation --wheel-dir dist .
+
+# So many seconds of mutated inputs to the sanitized build; what leads to something new is kept in tests/fuzz/corpus.
+FUZZ ?= 600
+fuzz: build
+	sh tests/other_build.sh asan fuzz --seconds $(FUZZ) $(ARGS)
 
 # The core with its invariants asserted, then under AddressSanitizer; each in a copy of the tree, so that the release
 # build stays.

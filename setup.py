@@ -26,10 +26,12 @@ MODES = {
 
 # Sources by module. The load generator stands with the rest of the bench; a wheel has it as `relay bench` needs it.
 SOURCES = {"relay._fanout": "relay/_fanout.pyx", "relay._swarm": "bench/_swarm.pyx"}
+# In the other builds, which are for tests: the core's parsers under a mutator.
+FUZZED = {"tests.fuzz._parsers": "tests/fuzz/_parsers.pyx"}
 
 
 def compiled(mode: str, required: bool) -> list[Extension]:
-    """The extensions of SOURCES; the C that Cython makes of them stays below build/."""
+    """The extensions; the C that Cython makes of them stays below build/."""
     try:
         from Cython.Build import cythonize
     except ImportError:
@@ -37,6 +39,7 @@ def compiled(mode: str, required: bool) -> list[Extension]:
             raise
         return []
     compile_args, link_args, macros = MODES[mode]
+    sources = SOURCES if mode == "release" else SOURCES | FUZZED
     extensions = [
         Extension(
             name,
@@ -51,7 +54,7 @@ def compiled(mode: str, required: bool) -> list[Extension]:
             extra_link_args=link_args,
             define_macros=[*macros, ("RELAY_BUILD", f'"{mode}"')],
         )
-        for name, source in SOURCES.items()
+        for name, source in sources.items()
     ]
     made: list[Extension] = cythonize(extensions, build_dir="build", force="RELAY_BUILD" in os.environ)
     for one in made:
