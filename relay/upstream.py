@@ -334,7 +334,7 @@ class Upstream(asyncio.BufferedProtocol, ABC):
             if self._reader.len() > self.max_reply:
                 self.large_replies += 1
                 self.abort(f"a reply of more than {self.max_reply} bytes; see RELAY_MAX_REPLY_SIZE")
-        except (hiredis.ProtocolError, MemoryError) as error:
+        except (hiredis.ProtocolError, MemoryError, TypeError) as error:  # the last: a map with a list for a key
             self.abort(f"Redis sent what is no reply: {error or 'longer than there is memory'}")
 
     def rest(self) -> None:

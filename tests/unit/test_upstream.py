@@ -446,6 +446,7 @@ NO_REPLIES = {
     "a length below zero": b"$-2\r\n",
     "an array beyond all memory": b"*4294967296\r\n",
     "too deep": b"*1\r\n" * 1025,
+    "a map with a list for a key": b"%1\r\n*0\r\n:1\r\n",
     "an answer to nothing": b"+OK\r\n",
     "an error of nothing": b"-ERR what\r\n",
     "an acknowledgement of nothing": ack(b"subscribe", b"a"),
