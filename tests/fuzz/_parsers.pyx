@@ -250,19 +250,19 @@ cdef const char *judge_header(const unsigned char *data, size_t size) noexcept:
 
 
 cdef const char *judge_mask(unsigned char *data, size_t size) noexcept:
-    """Unmasked in place it is what it is byte by byte, at any alignment."""
+    """Unmasked in place it is what it is byte by byte, at any alignment, and what is around it stays."""
     cdef unsigned char key[4]
     cdef unsigned char before[MOST]
-    cdef size_t start = 4 + (size & 7), i
-    if size < start:
+    cdef size_t start = 4 + (size & 7), end = size - (size & 3), i
+    if end < start:
         return NULL
     memcpy(key, data, 4)
     memcpy(before, data, size)
-    unmask(data + start, size - start, key)
+    unmask(data + start, end - start, key)
     for i in range(size):
-        if data[i] != (before[i] if i < start else before[i] ^ key[(i - start) % 4]):
+        if data[i] != (before[i] ^ key[(i - start) % 4] if start <= i < end else before[i]):
             return b"unmasked wrong"
-    unmask(data + start, size - start, key)
+    unmask(data + start, end - start, key)
     if memcmp(data, before, size) != 0:
         return b"unmasked twice it is another"
     return NULL

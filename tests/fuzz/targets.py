@@ -1,19 +1,22 @@
 """What is fuzzed: each target takes mutated inputs by the thousand and knows what must become of them.
 
-`frames` and `heads` are the parsers alone, at the speed of C; `talk` and `requests` go through sockets and the whole
-core; `topics` are the operations of tests/unit/test_fanout_random.py under dice of other seeds.
+`frames` and `heads` are the parsers alone, at the speed of C; `talk`, `requests` and `replies` go through sockets and
+the whole core; `topics` are the operations of tests/unit/test_fanout_random.py under dice of other seeds.
 """
 
+import contextlib
 import itertools
 import re
 import socket
 import zlib
 from pathlib import Path
 
+import hiredis
+
 from relay import handshake
 from relay._fanout import Core, plain_upgrade
 from tests.fuzz.reference import Endpoint
-from tests.unit.rig import ANSWER, client_frame, server_frames
+from tests.unit.rig import ANSWER, Rig, client_frame, resp, server_frames, texts
 from tests.unit.test_fanout_heads import BROWSERS, NEEDED, head, without_date
 from tests.unit.test_fanout_random import Chaos
 
@@ -21,6 +24,8 @@ CORPUS = Path(__file__).parent / "corpus"
 KEPT = 100  # files of one corpus
 LARGEST = 600  # bytes of one of them
 MAX_MESSAGE, MAX_FRAGMENTS = 300, 5
+MAX_PUBLISHED = 400
+NO_REPLY = (hiredis.ProtocolError, TypeError)  # what hiredis raises; the latter for a map with a list as a key
 
 PIECES = [
     client_frame(b""),
@@ -44,7 +49,16 @@ PIECES = [
     client_frame(b"\x0f\xa0done", 8),
     client_frame(b"", 8),
 ]
-TALKS = [b"".join(PIECES[:3]), b"".join(PIECES[8:14:2]), b"".join(PIECES[9:15]), b"".join(PIECES[:7]), *PIECES]
+MORE = client_frame(b"more", 0, fin=False)
+TALKS = [
+    *(client_frame(b"", fin=False) + MORE * count + client_frame(b"", 0) for count in (3, 4, 5)),
+    client_frame(b"x" * 200, 2, fin=False) + client_frame(b"y" * 100, 0) + client_frame(b"z" * 299, fin=False) + MORE,
+    b"".join(PIECES[:3]),
+    b"".join(PIECES[8:14:2]),
+    b"".join(PIECES[9:15]),
+    b"".join(PIECES[:7]),
+    *PIECES,
+]
 REQUESTS = [
     *(text.replace("\n", "\r\n").encode() + b"\r\n\r\n" for text in BROWSERS.values()),
     head(),
@@ -59,6 +73,19 @@ WORDS = [
     *(line.encode() + b":" for line in ("Origin", "Content-Length", "Transfer-Encoding", "Sec-WebSocket-Protocol")),
     *(b"\r\n", b"\r\n\r\n", b" ", b"\t", b",", b"GET ", b" HTTP/1.1\r\n", b"/", b"%2e%2e", b"upgrade", b"keep-alive"),
     *(b"http://", b"=", b"==", b"A: b\r\n" * 60, b"x" * 300, b"\xff", b"\x00"),
+]
+
+REPLIES = [
+    resp(b"message", b"t", b"hello") + resp(b"message", b"u", b"not for it"),
+    resp(b"message", b"t", '\x00 é – 🏔 "\\'.encode()) * 3,
+    resp(b"message", b"t", b"x" * 400) + resp(b"message", b"t", b"x" * 401) + resp(b"message", b"t", b""),
+    b"*3\r\n$9\r\nsubscribe\r\n$1\r\nt\r\n:1\r\n" + resp(b"message", b"t", b"\xff\xc3(\xed\xa0\x80"),
+    b"+PONG\r\n*2\r\n$4\r\npong\r\n$0\r\n\r\n-ERR no\r\n$-1\r\n*-1\r\n*0\r\n:1\r\n" + resp(b"message", b"t", b"z"),
+]
+REPLY_WORDS = [
+    *(resp(b"message", b"t", text) for text in (b"", b"word", b"\x7f\x80", b"\n\r\t")),
+    *(b"*3\r\n", b"*1\r\n", b"$-1\r\n", b"$9223372036854775807\r\n", b"*9223372036854775807\r\n", b"\r\n"),
+    *(b"*1\r\n" * 9, b"%1\r\n", b"~1\r\n", b">3\r\n", b",1.5\r\n", b"#t\r\n", b"_\r\n", b"(1\r\n", b"$1\r\n"),
 ]
 
 
@@ -236,6 +263,45 @@ class Requests(Sockets):
         return answer and (answer[1], *(word for word in words if word.isalpha()))
 
 
+class Replies(Target):
+    """What Redis sends, to one client of a channel: it gets each message that hiredis sees, as Python decodes it."""
+
+    seeds, words, batch = REPLIES, REPLY_WORDS, 200
+    corpus = "none"
+
+    def __init__(self):
+        self.rig = Rig(max_published=MAX_PUBLISHED)
+        self.sock = self.rig.join(b"t")
+
+    def close(self):
+        self.rig.close()
+
+    def run(self, mutator):
+        for _ in range(self.batch):
+            self.one(mutator.mutant())
+        return self.batch
+
+    def one(self, data):
+        self.rig.reader = hiredis.Reader()
+        with contextlib.suppress(*NO_REPLY):
+            self.rig.feed(data)
+        self.rig.flush()
+        got, right = texts(self.rig.received(self.sock)), list(published(data))
+        assert got == right, f"told {got}, not {right}: {data!r}"
+
+
+def published(data):
+    """The texts of all messages on channel `t`, as far as the bytes are replies, those above the bound left out."""
+    reader = hiredis.Reader()
+    reader.feed(data)
+    with contextlib.suppress(*NO_REPLY):
+        while (reply := reader.gets()) is not False:
+            if type(reply) is list and reply[:2] == [b"message", b"t"] and len(reply) == 3:  # no RESP3 push
+                text = reply[2]
+                if isinstance(text, bytes) and len(text) <= MAX_PUBLISHED:
+                    yield text.decode(errors="replace")
+
+
 class Topics(Target):
     """Joins, leaves, deliveries, closes, laggards, at random."""
 
@@ -248,4 +314,4 @@ class Topics(Target):
         return self.batch
 
 
-TARGETS = {"frames": Frames, "heads": Heads, "talk": Talk, "requests": Requests, "topics": Topics}
+TARGETS = {"frames": Frames, "heads": Heads, "talk": Talk, "requests": Requests, "replies": Replies, "topics": Topics}
