@@ -1,4 +1,4 @@
-# build | demo | test | check | conformance | fuzz | debug | bench | wheel | clean.  Two commands matter: make demo, and make test.
+# build | demo | test | check | conformance | fuzz | debug | faults | soak | bench | wheel | clean.  Two commands matter: make demo, and make test.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +10,7 @@ CORE_TESTS := $(wildcard tests/unit/test_fanout_*.py) tests/unit/test_swarm.py t
 export RELAY_REQUIRE_CORE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: build demo test check conformance fuzz debug other-debug other-asan bench wheel clean system
+.PHONY: build demo test check conformance fuzz debug other-debug other-asan faults soak bench wheel clean system
 .DELETE_ON_ERROR:
 
 build: build/core.stamp
@@ -48,6 +48,15 @@ debug: other-debug other-asan
 
 other-debug other-asan: other-%: build
 	sh tests/other_build.sh $* $(CORE_TESTS)
+
+# Each row of faults, the long ones too, with a page on what was done and what held; at most 20 minutes.
+faults: build
+	RELAY_TEST_REPORT=build/faults.md $(BIN)/pytest tests/faults -m 'not soak' $(ARGS)
+
+# The faults at random, on 500 clients: SOAK=seconds, SEED=what an earlier run printed.
+soak: build
+	RELAY_TEST_REPORT=build/soak.md RELAY_TEST_SOAK=$(or $(SOAK),3600) RELAY_TEST_SEED=$(SEED) \
+	  $(BIN)/pytest tests/faults -m soak -s $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info relay/*.so

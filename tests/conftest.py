@@ -39,7 +39,7 @@ os.environ["PATH"] += ":/usr/local/sbin:/usr/sbin:/sbin"
 # --- tools that may be missing -----------------------------------------------------------------------------
 
 REQUIRE_ALL = os.environ.get("RELAY_TEST_REQUIRE") == "all"
-RIGHTS = ("root", "mount")
+RIGHTS = ("root", "mount", "netns")
 _skipped_for = defaultdict(list)  # tool -> ids of the tests that did not run without it
 
 
@@ -55,10 +55,14 @@ def missing(tools):
 
 @functools.cache
 def _has_right(name):
-    """'root', to change the network; 'mount', to mount a file system, which root in a container may not."""
+    """'root', to change the network; 'mount', to mount a file system, and 'netns', to make a network of one's own,
+
+    which root in a container may not.
+    """
     if name == "root" or os.geteuid() != 0:
         return os.geteuid() == 0
-    return subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
+    kind = {"mount": "--mount", "netns": "--net"}[name]
+    return subprocess.run(["unshare", kind, "true"], capture_output=True, check=False).returncode == 0
 
 
 def pytest_runtest_setup(item):
@@ -235,10 +239,11 @@ OURS = ("STATUS_", "PREFLIGHT_", "REDIS_", "RELAY_")
 class Relay:
     """A `relay serve` process; `status_url` and `preflight_url` are ws:// without a path.
 
-    With `stderr`, a descriptor, its log goes there.
+    With `stderr`, a descriptor, its log goes there; `without` names defences that it lacks (tests/faults/without.py).
     """
 
-    def __init__(self, args, env, directory, stderr=None):
+    def __init__(self, args, env, directory, stderr=None, without=()):
+        program = ["tests.faults.without", ",".join(without)] if without else ["relay"]
         self.services = [name for name in ("status", "preflight") if name in args] or ["status", "preflight"]
         self.ports = {name: embedded.free_port() for name in self.services}
         self.status_url = self._url("status")
@@ -249,7 +254,7 @@ class Relay:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
         with self.stdout_path.open("wb") as stdout, self.stderr_path.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "relay", "serve", *args],
+                [sys.executable, "-m", *program, "serve", *args],
                 cwd=ROOT,
                 env={name: value for name, value in (inherited | settings | env).items() if value is not None},
                 stdin=subprocess.DEVNULL,
@@ -321,15 +326,16 @@ class Relay:
 def relay(redis_url, tmp_path):
     """A factory of relays: `relay()`, `relay('status', env={'STATUS_PING_INTERVAL': '1s'}, wait='listen')`.
 
-    The arguments follow `relay serve`; `env` is laid over REDIS_URL and free LISTEN_ADDRs, None unsets.
+    The arguments follow `relay serve`; `env` is laid over REDIS_URL and free LISTEN_ADDRs, None unsets; `without` names
+    defences that this one lacks (tests/faults/without.py).
     """
     number = itertools.count()
     with contextlib.ExitStack() as stack:
 
-        def start(*args, env=None, wait="ready"):
+        def start(*args, env=None, wait="ready", without=()):
             directory = tmp_path / f"relay-{next(number)}"
             directory.mkdir()
-            process = Relay(args, {"REDIS_URL": redis_url, **(env or {})}, directory)
+            process = Relay(args, {"REDIS_URL": redis_url, **(env or {})}, directory, without=without)
             stack.callback(process.end)
             process.wait(wait)
             return process

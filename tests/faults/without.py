@@ -1,0 +1,99 @@
+"""A relay without one of its defences, for the negative controls: `python -m tests.faults.without probe,ping serve`.
+
+The product has no such switches. Each defence is taken out here, before the relay starts, by what it does.
+"""
+
+import sys
+
+from relay import link, preflight, probe, status, upstream
+from relay.cli.main import main
+
+
+def _probe():
+    """No message of its own proves the link."""
+    probe.Probe._publish = lambda self: None
+
+
+def _ping():
+    """No PING, so no PONG that could be missed."""
+    upstream.PING_EVERY = 1e9
+    upstream.Commands._ping = lambda self: None
+    link.Link._ping = lambda self: None
+
+
+def _user_timeout():
+    """The kernel's own patience: a quarter of an hour."""
+    upstream.USER_TIMEOUT = 0
+
+
+def _gap():
+    """Clients are not told of a hole."""
+    link.Link.gaps = property(lambda self: 0, lambda self, value: None)
+    status.Status.on_down = lambda self, since: [self._release(name, b"") for name in list(self._parked)]
+    status.gap = lambda *_: b'{"type":"ping"}'
+
+
+def _size():
+    """Nothing is said where a message was dropped for its size."""
+    status.gap = lambda reason, since=None: link.gap(reason, since) if reason == "link" else b'{"type":"ping"}'
+
+
+def _silence():
+    """On an error of Redis an empty checklist is sent, as the services before this one did."""
+    said = preflight.Preflight.on_down
+
+    def on_down(self, since):
+        said(self, since)
+        for run, state in self._runs.items():
+            self._show(run, state, [], True)
+
+    preflight.Preflight.on_down = on_down
+
+
+def _recheck():
+    """Nothing is read again unless Redis says so."""
+    preflight.Preflight.recheck = lambda self, seconds: None
+
+
+def _reread():
+    """Nothing is read again when a subscription has been made anew."""
+    preflight.Preflight.on_subscribed = lambda self, channel: None
+
+
+def _spacing():
+    """Each key event is a read at once."""
+    preflight.SPACING = 0.0
+
+
+def _single_flight():
+    """Each key event is a read, whatever is under way."""
+    preflight.Preflight._touch = lambda self, run: run in self._runs and self._read(run, self._runs[run])
+
+
+def _max_reply():
+    """A reply may be of any length."""
+    upstream.MAX_REPLY = 1 << 62
+
+
+def _log_every():
+    """Each failure has its line."""
+    upstream.LOG_EVERY = 0.0
+
+
+def _reset_bound():
+    """A broken stream is passed over."""
+    upstream.Upstream.abort = lambda self, why: None
+
+
+DEFENCES = {
+    function.__name__.strip("_").replace("_", "-"): function
+    for function in (
+        _probe, _ping, _user_timeout, _gap, _size, _silence, _recheck, _reread, _spacing, _single_flight, _max_reply,
+        _log_every, _reset_bound,
+    )
+}  # fmt: skip
+
+if __name__ == "__main__":
+    for name in sys.argv.pop(1).split(","):
+        DEFENCES[name]()
+    sys.exit(main())
