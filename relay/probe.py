@@ -52,7 +52,7 @@ class Probe:
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._seen = 0  # messages at the last look
-        self._proved_at = 0.0  # when a message had come, by the last look
+        self._proved_at = 0.0  # since when the newest message may have been the last
         self._looked_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._pending: asyncio.Future[object] | None = None  # a PUBLISH that Redis has not answered
@@ -104,12 +104,14 @@ class Probe:
 
     def _look(self) -> None:
         now = self._loop.time()
-        late = now - self._looked_at - EVERY > STALLED
-        self._looked_at = now
+        before, self._looked_at = self._looked_at, now
+        late = now - before - EVERY > STALLED
         self._timer = self._loop.call_later(EVERY, self._look)
         if (arrived := self._arrived()) != self._seen:
             self._seen = arrived
-            self._proved_at = now
+            # It may have come right after the look before and been the last: a gap that began with this look was up to
+            # half a second late, and the lines of that time were missing unsaid.
+            self._proved_at = before
             self._due = 0.0
         elif late and self._due:
             self._due = max(self._due, now + EVERY)  # what has come meanwhile is not read yet
