@@ -426,8 +426,9 @@ class Recorder:
 
     def settle(self, patience=10.0):
         """Until each has got the last that was said or written; then the verdict, with what is missing at the end."""
+        until = time.monotonic() + patience
         for client in list(self.clients):
-            self._settle(client, time.monotonic() + patience)
+            self._settle(client, until)
         for client in list(self.clients):
             client.judge.end()
         self.verdict()
