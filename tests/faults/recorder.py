@@ -155,7 +155,8 @@ class StatusJudge:
             self._open = message["since"] if self._open is None else min(self._open, message["since"])
 
     def _status(self, now, text):
-        number = int(text.split(" ", 1)[0]) if text[:1].isdigit() else -1
+        head = text.partition(" ")[0]
+        number = int(head) if head.isascii() and head.isdigit() else -1
         if not 0 <= number < self.said.count or text != self.said.text(number):
             self.broken.append(f"promise 2, no inventions: {text[:100]!r} was not said on {self.said.channel}")
             return

@@ -257,45 +257,46 @@ def test_five_thousand_channels(relay, redis_server, proxy, recorder, worker, to
 # ---- F11: it is there, and does not let us in ----
 
 
-def full(server):
-    server.execute("CONFIG", "SET", "maxclients", "1")
+def full(admin):
+    admin.config_set("maxclients", 1)
 
 
-def locked(server):
-    server.execute("ACL", "SETUSER", USER, "resetpass", ">another")
+def locked(admin):
+    admin.execute_command("ACL", "SETUSER", USER, "resetpass", ">another")
 
 
-def off(server):
-    server.execute("ACL", "SETUSER", USER, "off")
+def off(admin):
+    admin.execute_command("ACL", "SETUSER", USER, "off")
 
 
-def mute(server):
-    server.execute("ACL", "SETUSER", USER, "-subscribe", "-publish", "-hgetall")
+def mute(admin):
+    admin.execute_command("ACL", "SETUSER", USER, "-subscribe", "-publish", "-hgetall")
 
 
-def let_in(server):
-    server.execute("CONFIG", "SET", "maxclients", "1000")
-    server.execute("ACL", "SETUSER", USER, "reset", "on", f">{SECRET}", "~*", "&*", "+@all")
+def let_in(admin):
+    admin.config_set("maxclients", 1000)
+    admin.execute_command("ACL", "SETUSER", USER, "reset", "on", f">{SECRET}", "~*", "&*", "+@all")
 
 
 @pytest.mark.row("F11")
 @pytest.mark.long
 @pytest.mark.parametrize("shut", [full, locked, off, mute], ids=lambda shut: shut.__name__)
 def test_not_let_in(relay, redis_server, recorder, worker, told, shut):
-    let_in(redis_server)
+    connection = worker(redis_server, username=ADMIN[0], password=ADMIN[1])
+    let_in(connection)
     env = {"REDIS_URL": f"redis://{USER}:{SECRET}@127.0.0.1:{redis_server.port}"}
     chatty = {"without": ["log-every"]} if shut is not mute else {}
     process, bare = relay(env=env), relay("status", env=env, **chatty)
     gives_up = relay("status", env=env | {"STATUS_REDIS_MAX_RETRIES": "3"})
-    judge, connection = recorder(), worker(redis_server, username=ADMIN[0], password=ADMIN[1])
+    judge = recorder()
     channels, runs = [Said(f"run{n}:wepp") for n in range(5)], [Written(f"run{n}") for n in range(5)]
     for version in (1, 2):
         judge.join(process.status_url, *channels, version=version)
         judge.join(process.preflight_url, *runs, version=version)
     ready(judge)
-    shut(redis_server)
+    shut(connection)
     for kind in ("pubsub", "normal"):
-        redis_server.execute("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+        connection.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
     told.injected(f"{shut.__name__}, for 12 s")
     shut_at = time.monotonic()
     unready(process)
@@ -303,7 +304,7 @@ def test_not_let_in(relay, redis_server, recorder, worker, told, shut):
         assert process.process.poll() is None
         judge.verdict()
         time.sleep(0.1)
-    let_in(redis_server)
+    let_in(connection)
     back = heals(process, judge, 31.0)
     for run in runs:
         run.write(connection, 3)

@@ -72,7 +72,13 @@ def _single_flight():
 
 def _max_reply():
     """A reply may be of any length."""
-    upstream.MAX_REPLY = 1 << 62
+    known = upstream.Upstream.__init__
+
+    def __init__(self, *args, **kwargs):  # noqa: N807
+        known(self, *args, **kwargs)
+        self.max_reply = 1 << 62
+
+    upstream.Upstream.__init__ = __init__
 
 
 def _log_every():
@@ -80,16 +86,11 @@ def _log_every():
     upstream.LOG_EVERY = 0.0
 
 
-def _reset_bound():
-    """A broken stream is passed over."""
-    upstream.Upstream.abort = lambda self, why: None
-
-
 DEFENCES = {
     function.__name__.strip("_").replace("_", "-"): function
     for function in (
         _probe, _ping, _user_timeout, _gap, _size, _silence, _recheck, _reread, _spacing, _single_flight, _max_reply,
-        _log_every, _reset_bound,
+        _log_every,
     )
 }  # fmt: skip
 
