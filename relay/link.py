@@ -18,6 +18,7 @@ from relay.settings import ServiceSettings
 from relay.upstream import Commands, Resolver, Upstream, encode, fixed, verdict
 
 BATCH = 512  # channels of one SUBSCRIBE
+_COMMAND = " to run the "  # in a NOPERM that speaks of a command, and of no channel: Redis 6 to 8, Valkey
 READY = b'{"type":"ready"}'  # for clients of protocol version 2: from here on nothing is missing (docs/protocol.md)
 
 
@@ -218,6 +219,7 @@ class Link(Upstream):
         if not names:
             self._sent.popleft()
         if channel == self.probe.channel:
+            self.serves()
             return self.probe.subscribed()
         wanted = channel in self._wanted
         if verb == b"SUBSCRIBE":
@@ -233,12 +235,15 @@ class Link(Upstream):
     def _on_error(self, why: str) -> None:
         """One refused name rejects a whole SUBSCRIBE and silences the others: seen on Redis 7.0 and Valkey 9.1."""
         verb, names = self._sent.popleft()
-        if verb != b"SUBSCRIBE" or not why.startswith("NOPERM"):
-            self.abort(verdict(why))  # nothing about a channel, so nothing that one channel could be blamed for
+        if verb != b"SUBSCRIBE" or not why.startswith("NOPERM") or _COMMAND in why:
+            # Nothing about a channel, so nothing that one channel could be blamed for. SUBSCRIBE taken from a user in
+            # the middle closed every websocket for good, as if all their channels were forbidden.
+            self.abort(verdict(why))
         elif len(names) > 1:
             for channel in names:
                 self._send(b"SUBSCRIBE", [channel])
         elif names[0] == self.probe.channel:
+            self.serves()
             self.probe.refused(why)
         else:
             channel = names[0]

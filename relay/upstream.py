@@ -125,7 +125,7 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         self.trouble = "not connected yet"  # why it is down; "" while it is up
         self.large_replies = 0  # for which the connection was thrown away
         self.log = logging.getLogger("relay.redis")
-        self._ever_up = False
+        self._ever_up = self._ever_served = False
         self._changed_at = time.monotonic()
         self._transport: asyncio.Transport | None = None
         self._buffer = memoryview(bytearray(READ_SIZE))
@@ -159,8 +159,9 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         while True:
             try:
                 await self._connect()
-                failures = 0
                 why: Exception = await cast("asyncio.Future[Lost]", self._closed)
+                if not isinstance(why, Refused) or time.monotonic() - self._changed_at > LOG_EVERY:
+                    failures = 0  # let in and then refused what it is there for is one refusal more
             except (Lost, OSError, TimeoutError, ssl.SSLError) as error:
                 why = error
             finally:
@@ -239,14 +240,18 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         self.up = True
         self.trouble = ""
         self._changed_at = time.monotonic()
-        if self._ever_up:
-            self.reconnects += 1
+        self.reconnects += self._ever_up
+        self._ever_up = True
+        self.on_up()
+
+    def serves(self) -> None:
+        """Redis does what this connection is there for: what goes wrong from now on is a new trouble."""
+        if self._ever_served:
             self.log.warning(f"Redis is back for {self.purpose}")
         else:
             self.log.info(f"Redis is there for {self.purpose}")
-        self._ever_up = True
+        self._ever_served = True
         self._logged_at.clear()
-        self.on_up()
 
     def greetings(self, address: RedisAddress) -> list[bytes]:
         """AUTH where there is a password, and a PING that shows whether one is wanted."""
@@ -477,6 +482,7 @@ class Commands(Upstream):
 
     def on_up(self) -> None:
         """Who asked to know hears of it."""
+        self.serves()
         self._ping()
         self.call(b"INFO", b"server").add_done_callback(self._on_info)
         for hear in self.on_ready:

@@ -395,6 +395,25 @@ async def test_one_refused_name_harms_no_other_and_is_never_in_a_batch_again(ser
     assert await link.heard.next(3) == [("subscribed", name) for name in (b"a", b"c", b"bad")], "permitted by now"
 
 
+NO_COMMAND = "NOPERM this user has no permissions to run the 'subscribe' command"
+
+
+async def test_a_user_that_may_not_subscribe_at_all_is_refused_as_a_whole(server, caplog):
+    """Tried again more slowly each time, with one line for it all: it is let in each time, and refused then."""
+    link = server.link(redis_retry_base=0.001)
+    link.want(b"a")
+    for _ in range(5):
+        visit = await server.visit()
+        visit.curious = True
+        assert (await visit.command())[1].startswith(b"__relay__:probe:")
+        visit.say(b"-%b\r\n" % NO_COMMAND.encode())
+        assert await link.heard.next() == "down"
+    assert link.channels == 1
+    assert [line for line in caplog.messages if "Redis" in line] == [
+        f"no Redis for status subscriptions: {NO_COMMAND}; trying again"
+    ]
+
+
 @pytest.mark.parametrize("error", ["BUSY Redis is busy running a script", "LOADING Redis is loading", "ERR what"])
 async def test_an_error_that_speaks_of_no_channel_is_a_lost_connection_and_no_verdict(server, error):
     link = server.link()
