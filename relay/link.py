@@ -154,13 +154,23 @@ class Link(Upstream):
         self.write(encode(verb, *names))
 
     @property
+    def proved(self) -> bool:
+        """Whether it is up and has delivered: one that is with the wrong server comes up again and again."""
+        return self.up and self.probe.proved
+
+    @property
     def unconfirmed(self) -> int:
         """How many of them Redis has not confirmed."""
         return sum(1 for channel in self._wanted if self._state.get(channel) != self.ON)
 
     def state(self) -> dict[str, object]:
         """Of Upstream, with channels, and the probe: `off` says why it is, `age` seconds since the last proof."""
-        probe = {"off": self.probe.off, "sent": self.probe.sent, "age": round(self.probe.age, 1) if self.up else None}
+        probe = {
+            "proved": self.proved,
+            "off": self.probe.off,
+            "sent": self.probe.sent,
+            "age": round(self.probe.age, 1) if self.up else None,
+        }
         return {**super().state(), "channels": self.channels, "unconfirmed": self.unconfirmed, "probe": probe}
 
     # ---- replies ----

@@ -51,7 +51,7 @@ class Probe:
         self._deaf = deaf
         self._log = log
         self._loop = asyncio.get_running_loop()
-        self._seen = 0  # messages at the last look
+        self._first = self._seen = 0  # messages when the link came up, and at the last look
         self._proved_at = 0.0  # since when the newest message may have been the last
         self._looked_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -63,7 +63,7 @@ class Probe:
         self.stop()
         self.channel = PREFIX + secrets.token_hex(8).encode()
         self.off = ""
-        self._seen = self._arrived()
+        self._first = self._seen = self._arrived()
         self._proved_at = self._looked_at = self._loop.time()
         self._timer = self._loop.call_later(EVERY, self._look)
         return self.channel
@@ -80,6 +80,11 @@ class Probe:
     def age(self) -> float:
         """Seconds since a message was last known to have come: at most QUIET + DEADLINE and a little."""
         return self._loop.time() - self._proved_at
+
+    @property
+    def proved(self) -> bool:
+        """Whether a message has come since the link is up, or none of ours may be sent."""
+        return bool(self.off) or self._arrived() != self._first
 
     def subscribed(self) -> None:
         """Redis has confirmed the channel: from now on a message must come back, and the first is sent at once."""

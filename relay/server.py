@@ -298,7 +298,7 @@ class Server:
 
     def ready(self, service: Service) -> bool:
         """Whether new clients of the service are well served here."""
-        return service.link.up and service.commands.up and not self.draining
+        return service.link.proved and service.commands.up and not self.draining
 
     def readings(self) -> list[metrics.Reading]:
         """What /metrics shows."""

@@ -44,3 +44,16 @@ def heals(process, recorder, patience=10.0):
             assert time.monotonic() - start < patience, f"promise 4, heals: {service} is not ready"
             time.sleep(0.01)
     return took
+
+
+def stays_unready(process, seconds):
+    """It goes on saying so while it goes on trying.
+
+    Raises:
+        AssertionError: it said that it was ready.
+    """
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        ready = [service for service in process.services if process.ready(service)]
+        assert not ready, f"promise 4, bounded doubt: {ready} is ready again, and nothing is delivered"
+        time.sleep(0.01)

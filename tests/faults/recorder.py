@@ -43,7 +43,6 @@ class Said:
     after: list[float] = field(default_factory=list)  # FOREVER: not known to be taken, so it may come or not
     oversize: set[int] = field(default_factory=set)
     tails: dict[int, bytes] = field(default_factory=dict)
-    forgotten: int = 0  # how many of the oldest are kept no more
 
     def next(self, tail=b"", *, oversize=False):
         """The next message; `tail` is its end, `oversize` that the relay may not forward it."""
@@ -59,7 +58,7 @@ class Said:
     def taken(self, first):
         """Redis has answered for all from `first` on."""
         now = time.time()
-        for at in range(first - self.forgotten, len(self.after)):
+        for at in range(first, len(self.after)):
             self.after[at] = now
 
     def publish(self, redis, tail=b"", **what):
@@ -78,14 +77,7 @@ class Said:
 
     @property
     def count(self):
-        return self.forgotten + len(self.before)
-
-    def forget(self, keep):
-        """Keeps the newest only, for a run of hours."""
-        drop = len(self.before) - keep
-        if drop > 0:
-            del self.before[:drop], self.after[:drop]
-            self.forgotten += drop
+        return len(self.before)
 
 
 @dataclass
@@ -173,15 +165,15 @@ class StatusJudge:
     def _missing(self, numbers):
         """Numbers that will not come any more."""
         for number in numbers:
-            at = number - self.said.forgotten
+            before, after = self.said.before[number], self.said.after[number]
             self.missed += 1
-            if self.version == 1 or at < 0 or self._excused(self.said.before[at], self.said.after[at]):
+            if self.version == 1 or self._excused(before, after):
                 continue
             if self.sizes and number in self.said.oversize:
                 self.sizes -= 1
                 continue
             since = self._open if self._open is not None else self._holes[-1][0] if self._holes else None
-            why = f"the gap says since {since - self.said.after[at]:+.3f} s of it" if since else "no gap was told"
+            why = f"the gap says since {since - after:+.3f} s of it" if since else "no gap was told"
             self.broken.append(f"promise 3, no silent hole: {number} on {self.said.channel} is missing, and {why}")
 
     def _excused(self, before, after):

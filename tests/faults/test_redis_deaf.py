@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.faults.promises import doubts, heals
+from tests.faults.promises import doubts, heals, stays_unready
 from tests.faults.proxy import DOWN, SUBSCRIPTIONS, UP
 from tests.faults.recorder import Publisher, Said, Written
 
@@ -160,6 +160,7 @@ def test_the_wrong_node(relay, redis_server, new_redis, proxy, recorder, worker,
     took = doubts(process, judge, since)
     with pytest.raises(AssertionError, match="promise 4, bounded doubt"):
         doubts(bare, blind, since)
+    stays_unready(process, 6.0)
     line.heal()
     line.reset(SUBSCRIPTIONS)
     back = heals(process, judge)
@@ -187,6 +188,7 @@ def test_the_node_goes_deaf(relay, redis_server, proxy, recorder, worker, told):
         took = doubts(process, judge, since)
         with pytest.raises(AssertionError, match="promise 4, bounded doubt"):
             doubts(bare, blind, since)
+        stays_unready(process, 6.0)
         for way in (line, other):
             way.heal()
         back = heals(process, judge)

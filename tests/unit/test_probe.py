@@ -70,6 +70,16 @@ async def test_accepted_and_not_back_ends_the_link(both):
     assert await commands_side.command() is None, "it may be the one that is with the wrong server"
 
 
+async def test_up_is_not_proved(both):
+    """A link that is with the wrong server comes up again and again, and is none the better for it."""
+    link, link_side, commands_side = both
+    _, channel, _ = await published(commands_side)
+    assert link.up
+    assert not link.proved
+    link_side.say(message(channel))
+    await until(lambda: link.proved)
+
+
 async def test_messages_of_others_are_proof_enough(both):
     link, link_side, commands_side = both
     sent = link.probe.sent

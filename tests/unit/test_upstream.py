@@ -226,10 +226,12 @@ async def test_what_is_lost_is_made_anew_and_counted(server, caplog):
         visit = await server.visit()
         await until(lambda: link.up)
         assert link.reconnects == expected
+        assert await visit.silent(), "the probe is subscribed"
+        await until(lambda: caplog.text.count("Redis is ") == expected + 1)  # noqa: B023 - awaited at once
         visit.hang_up()
         assert await link.heard.next() == "down"
         assert not link.up
-    assert "Redis is back for status subscriptions" in caplog.text
+    assert caplog.text.count("Redis is back for status subscriptions") == 3
 
 
 def test_pauses_have_full_jitter_between_nothing_and_their_bound():
