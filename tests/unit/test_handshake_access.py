@@ -1,0 +1,131 @@
+"""Who is let in: Origin against the list and against the request's own Host."""
+
+import pytest
+
+from relay import settings
+from relay.handshake import Refused, judged, origin_allowed, read
+from tests.integration.peers import head, upgrade
+
+LISTED = "https://wepp.cloud,http://dev.wepp.cloud:8080,https://[2001:DB8::1]:8443,*.example.com"
+ORIGINS = settings.load(("status",), env={"STATUS_ALLOWED_ORIGINS": LISTED}).status.allowed_origins
+
+ALLOWED = (
+    "https://wepp.cloud",
+    "https://wepp.cloud:443",
+    "HTTPS://WEPP.Cloud",
+    "http://dev.wepp.cloud:8080",
+    "https://[2001:db8::1]:8443",
+    "https://a.example.com",
+    "http://a.example.com",
+    "https://a.b.example.com:8443",
+    "https://A.EXAMPLE.COM",
+)
+REFUSED = (
+    "http://wepp.cloud",
+    "https://wepp.cloud:80",
+    "https://wepp.cloud:8443",
+    "https://wepp.cloud.",
+    "https://wepp.cloud/",
+    "https://wepp.cloud.evil.org",
+    "https://evilwepp.cloud",
+    "https://sub.wepp.cloud",
+    "https://user@wepp.cloud",
+    "https://wepp.cloud@evil.org",
+    "https://wepp.cloud:443@evil.org",
+    "https://wepp.cloud https://evil.org",
+    "https://evil.org,https://wepp.cloud",
+    "https://wepp.cloud#.evil.org",
+    "https://wepp.cloud?",
+    "https://wepp.cloud:",
+    "https://wepp.cloud:0443",
+    "https://wepp.cloud:4430",
+    "http://dev.wepp.cloud",
+    "https://dev.wepp.cloud:8080",
+    "https://[2001:db8::1]",
+    "https://example.com",
+    "https://.example.com",
+    "https://a..example.com",
+    "https://a.example.com.",
+    "https://evilexample.com",
+    "https://example.com.evil.org",
+    "https://evil.org/.example.com",
+    "https://evil.org#.example.com",
+    "https://evil.org\\.example.com",
+    "https://user:a.example.com@evil.org",
+    "ftp://a.example.com",
+    "chrome-extension://a.example.com",
+    "file://a.example.com",
+    "wss://a.example.com",
+    "//a.example.com",
+    "a.example.com",
+    "null",
+    "NULL",
+    "",
+    "*",
+    "https://",
+    "https://[::1",
+    "https://wepp\x7f.cloud",
+)
+
+
+@pytest.mark.parametrize("origin", ALLOWED)
+def test_allowed_origins(origin):
+    assert origin_allowed(ORIGINS, origin)
+
+
+@pytest.mark.parametrize("origin", REFUSED)
+def test_refused_origins(origin):
+    assert not origin_allowed(ORIGINS, origin)
+    assert origin_allowed((), origin), "an empty list allows all"
+
+
+@pytest.mark.parametrize("origin", [*ALLOWED, *REFUSED])
+def test_what_is_read_of_a_request_is_judged_alike(origin):
+    """Neither the plain reader nor the judge may make an Origin that is allowed of one that is not."""
+    data = upgrade("/r1:wepp", f"Origin: {origin}")
+    for reader in (read, judged):
+        try:
+            found = reader(data).origin
+        except Refused:
+            continue  # with 400, for its characters
+        assert origin_allowed(ORIGINS, found, data) is (origin in ALLOWED)
+
+
+@pytest.mark.parametrize("second", ["https://wepp.cloud", "https://evil.org", ""])
+def test_two_origins_are_none(second):
+    for lines in (("https://wepp.cloud", second), (second, "https://wepp.cloud")):
+        with pytest.raises(Refused) as refused:
+            read(upgrade("/r1:wepp", *(f"Origin: {line}" for line in lines)))
+        assert refused.value.answer.startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "own"),
+    [
+        ("http://wepp1:9002", "wepp1:9002", True),
+        ("https://status.here", "status.here", True),
+        ("http://status.here", "status.here", True),
+        ("https://status.here", "status.here:443", True),
+        ("https://status.here:443", "STATUS.here", True),
+        ("http://status.here", "status.here:80", True),
+        ("http://[::1]:9002", "[::1]:9002", True),
+        ("https://status.here", "status.here:80", False),
+        ("http://status.here", "status.here:443", False),
+        ("https://status.here:8443", "status.here", False),
+        ("http://wepp1:9001", "wepp1:9002", False),
+        ("http://wepp1", "wepp1:9002", False),
+        ("https://status.here.", "status.here", False),
+        ("https://a.status.here", "status.here", False),
+        ("https://evil.org", "status.here", False),
+        ("null", "null", False),
+        ("http://x", "", False),
+        ("http://a@x", "a@x", False),
+    ],
+)
+def test_a_page_from_the_very_address_that_is_asked(origin, host, own):
+    data = f"GET /r1:wepp HTTP/1.1\r\nX-Host: evil.org\r\nhOsT:  {host} \r\nReferer: host: evil.org\r\n\r\n".encode()
+    assert origin_allowed(ORIGINS, origin, data) is own
+
+
+def test_another_header_is_no_host():
+    assert not origin_allowed(ORIGINS, "https://evil.org", head("/r1", "X: \tHost: evil.org", "X-Host: evil.org"))
