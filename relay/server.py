@@ -23,10 +23,11 @@ from typing import Any
 
 import uvloop
 
-from relay import handshake, metrics
+from relay import handshake, internal, metrics
 from relay._fanout import FLOOD_FACTOR, TICK, Core
 from relay.errors import ListenError, RelayError
 from relay.handshake import Refused, Request, plain
+from relay.internal import Facts, Internal
 from relay.link import Link
 from relay.logs import to_stderr
 from relay.metrics import Bound
@@ -82,6 +83,7 @@ class Server:
         self._waiting: asyncio.TimerHandle | None = None
         self._flushing = False
         self._listeners = [(service, _listen(service.settings)) for service in self.services]
+        self._internal = self._make_internal()
         self._drain_from = self._drain_until = 0.0
         ports = self._page_ports()
         self._page = index(status_port=ports["status"], preflight_port=ports["preflight"])
@@ -99,6 +101,24 @@ class Server:
             return Status(self.core, settings, make_link, commands, process)
         set_events = process.set_keyspace_events
         return Preflight(self.core, settings, make_link, commands, process, self.flush, set_events=set_events)
+
+    def _make_internal(self) -> dict[int, tuple[Internal, socket.socket]]:
+        """The listeners of operators, by their number in the core."""
+        facts = Facts(self.core, self.services, lambda: self.draining)
+        pages = {"/livez": facts.live, "/readyz": facts.ready, "/metrics": self._metrics, "/debug": facts.debug}
+        found = {}
+        for name, address, shown in (
+            ("internal", self.settings.internal_addr, pages),
+            ("metrics", self.settings.metrics_addr, {"/metrics": self._metrics}),
+        ):
+            if address:
+                sock = _listen_at(address, name, f"RELAY_{name.upper()}_ADDR", 0o660)
+                room = Internal(self.core, name, shown)
+                found[room.index] = room, sock
+        return found
+
+    def _metrics(self) -> internal.Page:
+        return internal.Page(metrics.exposition(self.readings, self.bounds), metrics.CONTENT_TYPE)
 
     def _page_ports(self) -> dict[str, int]:
         """Where the page finds each service: the port it has here, else the one it has by default."""
@@ -127,6 +147,9 @@ class Server:
                 log.info(f"{service.name} lets in any Origin: {service.name.upper()}_ALLOWED_ORIGINS is empty")
             service.link.start()
             service.commands.start()
+        for room, sock in self._internal.values():
+            self.core.listen(sock.fileno(), room.index)
+            log.info(f"the {room.name} listener is {_where(sock)}")
         timer = self.loop.call_later(TICK, self._tick)
         try:
             await self.ended
@@ -134,6 +157,9 @@ class Server:
             timer.cancel()
             self.loop.remove_reader(self.core.fileno())
             self._stop_accepting()
+            self.core.stop_listening()
+            for _, sock in self._internal.values():
+                _unlisten(sock)
             for service in self.services:
                 await service.link.stop()
                 await service.commands.stop()
@@ -160,7 +186,8 @@ class Server:
     def _stop_accepting(self) -> None:
         """Serves who waits in the accept queues, then closes the listeners.
 
-        A socket that still took connections, for nobody, would leave newcomers hanging until the end.
+        A socket that still took connections, for nobody, would leave newcomers hanging until the end. Operators are
+        answered until then.
         """
         waiting = select.poll()
         for _, sock in self._listeners:
@@ -168,8 +195,8 @@ class Server:
         until = self.loop.time() + LAST_ACCEPTS
         while self._listeners and waiting.poll(0) and self.loop.time() < until:
             self.core.poll()
-        self.core.stop_listening()
-        for _, sock in self._listeners:
+        for service, sock in self._listeners:
+            self.core.stop_listening(service.index)
             _unlisten(sock)
         self._listeners = []
 
@@ -224,6 +251,9 @@ class Server:
 
     def on_request(self, client: int, number: int, head: bytes, full: bool) -> None:
         """A request head: judged, then answered, parked or attached."""
+        if number in self._internal:
+            self.core.refuse(client, self._internal[number][0].answer(head))
+            return
         service = self.services[number]
         try:
             request = handshake.read(head, self.settings.max_headers)
@@ -271,7 +301,7 @@ class Server:
             )
         if name == "page":
             return plain("200 OK", self._page, kind="text/html; charset=utf-8", head=head)
-        if name == "metrics" and service.settings.metrics_enabled:
+        if name == "metrics" and service.settings.metrics_enabled and not self.settings.metrics_addr:
             return plain("200 OK", metrics.exposition(self.readings, self.bounds), kind=metrics.CONTENT_TYPE, head=head)
         return plain("404 Not Found", f"There is no {request.path} here.\n", head=head)
 
@@ -298,7 +328,7 @@ class Server:
 
     def ready(self, service: Service) -> bool:
         """Whether new clients of the service are well served here."""
-        return service.link.proved and service.commands.up and not self.draining
+        return not internal.obstacles(service, self.draining)
 
     def readings(self) -> list[metrics.Reading]:
         """What /metrics shows."""
@@ -377,14 +407,19 @@ def max_connections(settings: Settings) -> int:
 
 
 def _listen(settings: ServiceSettings) -> socket.socket:
-    """A listening socket.
+    """The listening socket of a service; see `_listen_at`."""
+    # 0666 as uvicorn has it: the proxy is another user; who may come is up to the directory.
+    return _listen_at(settings.listen, settings.name, f"{settings.name.upper()}_LISTEN_ADDR", 0o666)
+
+
+def _listen_at(address: ListenAddress, who: str, variable: str, mode: int) -> socket.socket:
+    """A listening socket; where it is a Unix socket, with that mode.
 
     Raises:
         ListenError: with what is wrong and how to mend it.
     """
-    address = settings.listen
     try:
-        sock = _bound(address)
+        sock = _bound(address, mode)
         sock.setblocking(False)
         if address.kind != "fd":
             sock.listen(BACKLOG)
@@ -394,8 +429,7 @@ def _listen(settings: ServiceSettings) -> socket.socket:
         return sock
     except OSError as error:
         why = _BIND_TROUBLE.get(error.errno or 0, error.strerror or str(error))
-        name = f"{settings.name.upper()}_LISTEN_ADDR"
-        raise ListenError(f"{settings.name} cannot listen on {address}: {why}; see {name}") from None
+        raise ListenError(f"{who} cannot listen on {address}: {why}; see {variable}") from None
 
 
 _BIND_TROUBLE = {
@@ -409,11 +443,11 @@ _BIND_TROUBLE = {
 _paths: dict[int, os.stat_result] = {}  # of the Unix sockets that this process has made, by descriptor
 
 
-def _bound(address: ListenAddress) -> socket.socket:
+def _bound(address: ListenAddress, mode: int) -> socket.socket:
     if address.kind == "fd":
         return socket.socket(fileno=address.fd)
     if address.kind == "unix":
-        return _bound_unix(str(address.path))
+        return _bound_unix(address.path, mode)
     if not address.host:
         sock = _bound_tcp(socket.AF_INET6, "::", address.port) if socket.has_dualstack_ipv6() else None
         return sock or _bound_tcp(socket.AF_INET, "0.0.0.0", address.port)
@@ -434,7 +468,7 @@ def _bound_tcp(family: int, host: str | int, port: int | None) -> socket.socket:
     return sock
 
 
-def _bound_unix(path: str) -> socket.socket:
+def _bound_unix(path: str, mode: int) -> socket.socket:
     """A Unix socket; one that a dead relay left behind is replaced, a living one is not."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -445,7 +479,7 @@ def _bound_unix(path: str) -> socket.socket:
                 if probe.connect_ex(path) == errno.ECONNREFUSED:
                     Path(path).unlink()
         sock.bind(path)
-        Path(path).chmod(0o666)  # as uvicorn has it: the proxy is another user; who may come is up to the directory
+        Path(path).chmod(mode)
         _paths[sock.fileno()] = Path(path).stat()
     except OSError:
         sock.close()

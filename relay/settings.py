@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from decimal import Decimal
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -56,6 +57,8 @@ Size = Annotated[
     int, _from_text(whole(1, 32 << 20))
 ]  # a Redis reply over 32 MiB resets the link, so no frame is larger
 _AROUND = 4096  # bytes that Redis puts around a message at most, the name of its channel included
+
+OptionalAddress = Annotated[ListenAddress | None, _from_text(ListenAddress.parse)]
 
 
 class ServiceSettings(BaseModel, frozen=True, extra="forbid"):
@@ -102,6 +105,8 @@ class ProcessSettings(BaseModel, frozen=True, extra="forbid"):
     max_reply_size: Annotated[int, _from_text(whole(65536, 1 << 30))] = 32 << 20
     max_topics: Annotated[int, _from_text(whole(1, 10_000_000))] = 100_000
     set_keyspace_events: Bool = False
+    internal_addr: OptionalAddress = Field(default=None, examples=["unix:/run/relay/internal.sock"])
+    metrics_addr: OptionalAddress = Field(default=None, examples=["127.0.0.1:9090"])
 
 
 class Settings(ProcessSettings):
@@ -121,10 +126,23 @@ class Settings(ProcessSettings):
         """Those that are served, status first."""
         return tuple(service for service in (self.status, self.preflight) if service is not None)
 
+    @property
+    def addresses(self) -> dict[str, ListenAddress]:
+        """Where the process listens, by the variable that says so."""
+        found = {f"{service.name.upper()}_LISTEN_ADDR": service.listen for service in self.services}
+        own = {"RELAY_INTERNAL_ADDR": self.internal_addr, "RELAY_METRICS_ADDR": self.metrics_addr}
+        return found | {name: address for name, address in own.items() if address}
+
 
 # --- reading -----------------------------------------------------------------------------------------------
 
 _DEFAULTS = {"status": (":9002", 2), "preflight": (":9001", 0)}  # listen address, database (contract, section 6)
+_EXAMPLES = {
+    "STATUS_LISTEN_ADDR": ":9002",
+    "PREFLIGHT_LISTEN_ADDR": ":9001",
+    "RELAY_INTERNAL_ADDR": "unix:/run/relay/internal.sock",
+    "RELAY_METRICS_ADDR": "127.0.0.1:9090",
+}
 _SHARED = ("REDIS_URL", "REDIS_HOST", "REDIS_PORT", "REDIS_PASSWORD", "REDIS_PASSWORD_FILE")
 _PREFIXED = ("REDIS_URL", "REDIS_PASSWORD", "REDIS_PASSWORD_FILE")
 # Of setup.py, where a Dockerfile may leave them set; the last is the twin of --env-file.
@@ -192,15 +210,9 @@ def load(
     ]
     sources: dict[str, str] = {}
     read = {name: _service(name, layers, sources) for name in ("status", "preflight") if name in services}
-    settings = Settings(
-        **read, **_read(_ProcessVariables, "RELAY_", layers, sources), warnings=tuple(_unknown(layers)), sources=sources
-    )
-    listens = [service.listen for service in settings.services]
-    if len(listens) == 2 and listens[0] == listens[1] and (listens[0].kind != "tcp" or listens[0].port):
-        raise ConfigError(
-            f"STATUS_LISTEN_ADDR and PREFLIGHT_LISTEN_ADDR are both {listens[0]}: give each service an address of its "
-            "own, for example STATUS_LISTEN_ADDR=:9002 and PREFLIGHT_LISTEN_ADDR=:9001"
-        )
+    process = _read(_ProcessVariables, "RELAY_", layers, sources)
+    settings = Settings(**read, **process, warnings=tuple(_unknown(layers)), sources=sources)
+    _all_different(settings.addresses)
     if settings.max_published_size + _AROUND > settings.max_reply_size:
         raise ConfigError(
             f"RELAY_MAX_PUBLISHED_SIZE={settings.max_published_size} does not fit into RELAY_MAX_REPLY_SIZE="
@@ -208,6 +220,15 @@ def load(
             f"RELAY_MAX_REPLY_SIZE={settings.max_published_size + 65536}"
         )
     return settings.model_copy(update={"warnings": (*settings.warnings, *_at_odds(settings))})
+
+
+def _all_different(addresses: Mapping[str, ListenAddress]) -> None:
+    for (one, here), (other, there) in combinations(addresses.items(), 2):
+        if here == there and (here.kind != "tcp" or here.port):
+            raise ConfigError(
+                f"{one} and {other} are both {here}: give each an address of its own, for example "
+                f"{one}={_EXAMPLES[one]} and {other}={_EXAMPLES[other]}"
+            )
 
 
 def describe(settings: Settings) -> list[tuple[str, str, str]]:
@@ -266,7 +287,7 @@ def _redis(prefix: str, layers: list[_Layer], db: int, sources: dict[str, str]) 
     if found is None:
         return address
     sources[f"{prefix}REDIS_PASSWORD"] = found.source
-    return replace(address, password=_password_of_file(found) if found.name.endswith("FILE") else found.text)
+    return replace(address, password=_secret_of(found, "password", "/run/secrets/redis_password"))
 
 
 def _redis_from_url(found: _Found, db: int) -> RedisAddress:
@@ -301,15 +322,18 @@ def _redis_from_host(layers: list[_Layer], db: int) -> RedisAddress:
     return RedisAddress(host=host.text if host else "localhost", port=number, db=db)
 
 
-def _password_of_file(found: _Found) -> str:
+def _secret_of(found: _Found, what: str, example: str) -> str:
+    """The value itself, or what the file holds that it names."""
+    if not found.name.endswith("_FILE"):
+        return found.text
     try:
-        password = Path(found.text).read_text(encoding="utf-8").strip()
+        secret = Path(found.text).read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
-        what = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise _malformed(found, f"the file cannot be read ({what})", "/run/secrets/redis_password") from None
-    if not password:
-        raise _malformed(found, "the file is empty, and must hold the password", "/run/secrets/redis_password")
-    return password
+        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise _malformed(found, f"the file cannot be read ({why})", example) from None
+    if not secret:
+        raise _malformed(found, f"the file is empty, and must hold the {what}", example)
+    return secret
 
 
 def _read_env_file(path: Path) -> dict[str, str]:

@@ -58,6 +58,8 @@ PROCESS = (
     Flag("MAX_LIVE", "BYTES", "Most memory for frames that wait, of all clients."),
     Flag("MAX_REPLY_SIZE", "BYTES", "Longest reply of Redis; with a longer one the connection is made anew."),
     Flag("MAX_TOPICS", "N", "Most runs and channels watched at a time."),
+    Flag("INTERNAL_ADDR", "ADDR", "Listener for operators: host:port, unix:/path or fd:N; none without it."),
+    Flag("METRICS_ADDR", "ADDR", "Listener that /metrics moves to."),
     Flag("SET_KEYSPACE_EVENTS", "", "Set Redis's notify-keyspace-events where it is missing."),
 )
 ENV_FILE = click.option(

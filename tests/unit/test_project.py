@@ -27,6 +27,7 @@ ORDER = [
     "relay.link",
     "relay.status",
     "relay.preflight",
+    "relay.internal",
     "relay.server",
     "relay.cli",
 ]

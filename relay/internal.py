@@ -1,0 +1,140 @@
+"""What operators see, on listeners of their own: RELAY_INTERNAL_ADDR and RELAY_METRICS_ADDR.
+
+    /livez     200 while the loop turns
+    /readyz    200 or 503, and for each service what is wrong
+    /metrics   as on a service's port, whatever METRICS_ENABLED says
+    /debug     counters, the topics with most clients, the clients for whom most waits
+
+A service's port says ready or not and no more: who may watch a run need not know where Redis is and what it complains
+of. Here nothing is asked for either, so the address should be a Unix socket or one that only operators reach. Topics
+and addresses are shown; payloads, tokens and passwords are not even known here.
+"""
+
+import ipaddress
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Any, NamedTuple
+
+from relay import handshake
+from relay._fanout import BUILD, Core
+from relay.handshake import Refused, plain
+from relay.preflight import Preflight
+from relay.status import Status
+
+MOST = 10  # topics and clients shown
+
+Service = Status | Preflight
+
+
+class Page(NamedTuple):
+    """What is answered with 200, or with 503 where it is not `good`."""
+
+    body: str | bytes
+    kind: str = "text/plain; charset=utf-8"
+    good: bool = True
+
+
+class Internal:
+    """The pages of one listener, a service of the core like the others.
+
+    Args:
+        core: that it is made a service of.
+        name: of the listener, for the log.
+        pages: path -> what makes its page.
+    """
+
+    def __init__(self, core: Core, name: str, pages: Mapping[str, Callable[[], Page]]) -> None:
+        self.index = core.add_service()
+        self.name = name
+        self._pages = pages
+
+    def answer(self, head: bytes) -> bytes:
+        """The whole HTTP answer to a request head; there is room for it even where no client is let in any more."""
+        try:
+            request = handshake.read(head)
+        except Refused as refused:
+            return refused.answer
+        without_body = request.method == "HEAD"
+        if request.upgrade:
+            return plain("400 Bad Request", "This listener is for operators and has no websockets.\n")
+        if request.path not in self._pages:
+            sentence = f"There is no {request.path[:100]} on this listener, but {', '.join(self._pages)}.\n"
+            return plain("404 Not Found", sentence, head=without_body)
+        page = self._pages[request.path]()
+        status = "200 OK" if page.good else "503 Service Unavailable"
+        return plain(status, page.body, kind=page.kind, head=without_body)
+
+
+def obstacles(service: Service, draining: bool) -> list[str]:
+    """Why new clients of a service would not be well served here, in sentences; empty where they would be."""
+    found = ["the relay is draining"] if draining else []
+    down = [connection for connection in (service.link, service.commands) if not connection.up]
+    found += [f"no Redis for {each.purpose}: {each.trouble or 'not connected yet'}" for each in down]
+    if service.link.up and not service.link.proved:
+        found.append(f"nothing that is published comes back over Redis for {service.link.purpose} yet")
+    return found
+
+
+class Facts:
+    """What the pages show.
+
+    Args:
+        core: of the process.
+        services: that it serves.
+        draining: whether it takes leave of its clients.
+    """
+
+    def __init__(self, core: Core, services: Sequence[Service], draining: Callable[[], bool]) -> None:
+        self._core = core
+        self._services = services
+        self._draining = draining
+        self._started = time.monotonic()
+        self._version = metadata.version("weppcloud-relay")
+
+    def live(self) -> Page:
+        """`/livez`."""
+        return Page("OK")
+
+    def ready(self) -> Page:
+        """`/readyz`: ready where every service is, with the states of both its connections."""
+        services = {service.name: self._readiness(service) for service in self._services}
+        good = all(state["ready"] for state in services.values())
+        return _json({"ready": good, "draining": self._draining(), **self._process(), "services": services}, good)
+
+    def _readiness(self, service: Service) -> dict[str, Any]:
+        why = obstacles(service, self._draining())
+        state = {"ready": not why, "why": why, "link": service.link.state(), "commands": service.commands.state()}
+        return {**state, "key_events": service.events} if isinstance(service, Preflight) else state
+
+    def debug(self) -> Page:
+        """`/debug`."""
+        names = [service.name for service in self._services]
+        slowest = [
+            {"service": names[number], "address": _address(address), "waiting_bytes": size, "oldest_seconds": waited}
+            for size, waited, number, address in self._core.slowest(MOST)
+        ]
+        services = {service.name: self._counters(service) for service in self._services}
+        return _json({**self._process(), "totals": self._core.totals(), "services": services, "slowest": slowest})
+
+    def _counters(self, service: Service) -> dict[str, Any]:
+        largest = [
+            {"topic": name.decode(), "clients": clients, "undelivered_bytes": waiting}
+            for clients, waiting, name in self._core.largest(service.index, MOST)
+        ]
+        return {**self._core.stats(service.index), "largest": largest}
+
+    def _process(self) -> dict[str, Any]:
+        seconds = round(time.monotonic() - self._started, 1)
+        return {"version": self._version, "build": BUILD, "seconds": seconds}
+
+
+def _json(value: Mapping[str, Any], good: bool = True) -> Page:
+    return Page(json.dumps(value, indent=2) + "\n", "application/json", good)
+
+
+def _address(packed: bytes) -> str:
+    """As it is written; a client on a Unix socket has none."""
+    address = ipaddress.IPv6Address(packed)
+    return str(address.ipv4_mapped or address) if any(packed) else "unix"
