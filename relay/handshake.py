@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, unquote_to_bytes
 from websockets.server import ServerProtocol
 
 from relay._fanout import plain_upgrade
+from relay.tokens import Denied, Keys
 
 MAX_HEADERS = 64  # where nothing else is said (DESIGN.md, "Bounds")
 MAX_LINE = 8192  # bytes of a line with its end: what the judge reads
@@ -78,6 +79,7 @@ class Request(NamedTuple):
     Attributes:
         method: `GET` or `HEAD`.
         path: without the query, not decoded.
+        query: what follows the `?`, not decoded.
         version: of the frame protocol asked for with `?v=`; 0 for clients that know none.
         origin: of the page that asks for a websocket; None where there is no such header.
         upgrade: the whole 101 answer where a websocket is asked for, else None.
@@ -85,6 +87,7 @@ class Request(NamedTuple):
 
     method: str
     path: str
+    query: str
     version: int
     origin: str | None
     upgrade: bytes | None
@@ -152,7 +155,7 @@ def read(head: bytes, max_headers: int = MAX_HEADERS) -> Request:
     # What the judge answers, byte for byte (RFC 6455, section 4.2.2).
     accept = b2a_base64(sha1(key + _GUID, usedforsecurity=False).digest(), newline=False)
     answer = _switching(int(time.time())) + accept + b"\r\n\r\n"
-    return Request("GET", path, _version(query) if query else 0, origin, answer)
+    return Request("GET", path, query, _version(query) if query else 0, origin, answer)
 
 
 @lru_cache(maxsize=1)
@@ -196,7 +199,7 @@ def judged(head: bytes, max_headers: int = MAX_HEADERS) -> Request:
     path, _, query = target.partition("?")
     upgrade = _upgrade(judge, request, method)
     origin = request.headers.get("Origin") if upgrade else None  # type: ignore[union-attr]
-    return Request(method, path, _version(query), origin, upgrade)
+    return Request(method, path, query, _version(query), origin, upgrade)
 
 
 def _origin_form(target: str) -> str:
@@ -272,6 +275,32 @@ def _name(service: str, part: str) -> bytes | None:
         or run.count(";;") >= MAX_PARTS
     )
     return None if refused else name.encode()
+
+
+def permit(keys: Keys, query: str, topic: bytes) -> float:
+    """How long the token of a request lets it watch a topic.
+
+    Args:
+        keys: that tokens are signed with.
+        query: of the request; its one `token=` is looked at.
+        topic: `<run>`, or `<run>:<channel>`.
+
+    Returns:
+        Seconds, more than 0.
+
+    Raises:
+        Refused: 401 without a valid token, 403 where it is not for this topic (RFC 9110, sections 15.5.2 and 15.5.4).
+    """
+    given = parse_qs(query).get("token", [""]) if "token=" in query else [""]
+    try:
+        grant = keys.verify(given[0] if len(given) == 1 else "")
+    except Denied as denied:
+        challenge = [("WWW-Authenticate", 'Bearer realm="relay"')]
+        raise Refused("401 Unauthorized", f"A token is needed here, and {denied}.", challenge) from None
+    run, colon, channel = topic.decode("ascii").partition(":")
+    if not grant.covers(run, channel if colon else None):
+        raise Refused("403 Forbidden", "The token is valid, but not for this run and channel.")
+    return grant.expires_in
 
 
 def origin_allowed(origins: tuple[str, ...], origin: str | None, head: bytes = b"") -> bool:

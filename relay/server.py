@@ -35,6 +35,7 @@ from relay.page import index
 from relay.preflight import Preflight
 from relay.settings import ServiceSettings, Settings
 from relay.status import Status
+from relay.tokens import Keys
 from relay.upstream import Commands
 from relay.values import ListenAddress
 
@@ -57,11 +58,13 @@ class Server:
 
     Raises:
         ListenError: an address cannot be listened on.
-        ConfigError: the TLS files of a Redis URL cannot be used.
+        ConfigError: the TLS files of a Redis URL, or a secret of tokens, cannot be used.
+        CoreMissing: tokens are asked for, and PyJWT is not there.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._keys = Keys(settings.token_secret.get_secret_value()) if settings.token_secret else None
         self.loop = asyncio.get_running_loop()
         self.limit = max_connections(settings)
         self.core = Core(
@@ -255,9 +258,12 @@ class Server:
             self.core.refuse(client, self._internal[number][0].answer(head))
             return
         service = self.services[number]
+        expires_in = 0.0
         try:
             request = handshake.read(head, self.settings.max_headers)
             route = handshake.route(service.name, request.path)
+            if self._keys and route.topic:
+                expires_in = handshake.permit(self._keys, request.query, route.topic)
         except Refused as refused:
             if refused.bound:
                 self.core.breached(number, refused.bound)
@@ -284,7 +290,7 @@ class Server:
             name = f"{service.name.upper()}_ALLOWED_ORIGINS"
             self.core.refuse(client, plain("403 Forbidden", f"This Origin is not among those of {name}.\n"))
         else:
-            self.core.accept(client, request.upgrade, request.version)
+            self.core.accept(client, request.upgrade, request.version, expires_in)
             service.join(client, route.topic)
 
     def _own(self, service: Service, name: handshake.Own, request: Request) -> bytes:

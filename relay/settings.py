@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from dotenv.parser import parse_stream
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
 from relay.errors import ConfigError
+from relay.tokens import secrets_of
 from relay.values import (
     MAX_INT,
     ListenAddress,
@@ -107,6 +108,7 @@ class ProcessSettings(BaseModel, frozen=True, extra="forbid"):
     set_keyspace_events: Bool = False
     internal_addr: OptionalAddress = Field(default=None, examples=["unix:/run/relay/internal.sock"])
     metrics_addr: OptionalAddress = Field(default=None, examples=["127.0.0.1:9090"])
+    token_secret: SecretStr | None = None
 
 
 class Settings(ProcessSettings):
@@ -145,8 +147,8 @@ _EXAMPLES = {
 }
 _SHARED = ("REDIS_URL", "REDIS_HOST", "REDIS_PORT", "REDIS_PASSWORD", "REDIS_PASSWORD_FILE")
 _PREFIXED = ("REDIS_URL", "REDIS_PASSWORD", "REDIS_PASSWORD_FILE")
-# Of setup.py, where a Dockerfile may leave them set; the last is the twin of --env-file.
-_BUILD = ("RELAY_BUILD", "RELAY_REQUIRE_CORE", "RELAY_ENV_FILE")
+# Of setup.py, where a Dockerfile may leave them set; the last two are the twins of --env-file and --token.
+_BUILD = ("RELAY_BUILD", "RELAY_REQUIRE_CORE", "RELAY_ENV_FILE", "RELAY_TOKEN")
 
 
 class _Layer(NamedTuple):
@@ -210,7 +212,7 @@ def load(
     ]
     sources: dict[str, str] = {}
     read = {name: _service(name, layers, sources) for name in ("status", "preflight") if name in services}
-    process = _read(_ProcessVariables, "RELAY_", layers, sources)
+    process = _read(_ProcessVariables, "RELAY_", layers, sources, {"token_secret": _token_secret(layers, sources)})
     settings = Settings(**read, **process, warnings=tuple(_unknown(layers)), sources=sources)
     _all_different(settings.addresses)
     if settings.max_published_size + _AROUND > settings.max_reply_size:
@@ -322,6 +324,21 @@ def _redis_from_host(layers: list[_Layer], db: int) -> RedisAddress:
     return RedisAddress(host=host.text if host else "localhost", port=number, db=db)
 
 
+def _token_secret(layers: list[_Layer], sources: dict[str, str]) -> SecretStr | None:
+    found = _first(layers, "RELAY_TOKEN_SECRET_FILE", "RELAY_TOKEN_SECRET")
+    if found is None:
+        return None
+    sources["RELAY_TOKEN_SECRET"] = found.source
+    secret = _secret_of(found, "secret", "/run/secrets/relay_token")
+    try:
+        secrets_of(secret)
+    except ValueError as error:
+        in_file = found.name.endswith("_FILE")
+        shown, example = (found.text, "/run/secrets/relay_token") if in_file else ("***", "$(openssl rand -hex 32)")
+        raise _malformed(found._replace(text=shown), str(error), example) from None
+    return SecretStr(secret)
+
+
 def _secret_of(found: _Found, what: str, example: str) -> str:
     """The value itself, or what the file holds that it names."""
     if not found.name.endswith("_FILE"):
@@ -377,6 +394,8 @@ def _text(value: object) -> str:
         return duration_text(value)
     if isinstance(value, tuple):
         return ",".join(value)
+    if isinstance(value, SecretStr):
+        return "***"
     return "" if value is None else str(value)
 
 
@@ -388,7 +407,7 @@ def _malformed(found: _Found, what: str, example: str) -> ConfigError:
 
 def _unknown(layers: list[_Layer]) -> Iterable[str]:
     """A sentence for each variable that looks like ours and is none: a typo leaves a default in force unseen."""
-    known = {*_SHARED, *(_variable("RELAY_", name) for name in ProcessSettings.model_fields)}
+    known = {*_SHARED, "RELAY_TOKEN_SECRET_FILE", *(_variable("RELAY_", name) for name in ProcessSettings.model_fields)}
     for prefix in ("STATUS_", "PREFLIGHT_"):
         fields = [name for name in ServiceSettings.model_fields if name not in ("name", "redis")]
         known |= {*(_variable(prefix, name) for name in fields), *(prefix + name for name in _PREFIXED)}

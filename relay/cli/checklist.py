@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from relay.cli.examples import ExampleCommand
-from relay.cli.target import address
+from relay.cli.target import TOKEN, address, query
 
 WAIT = 10.0  # seconds for the first snapshot: twice the relay's own deadline for its Redis command
 
@@ -22,9 +22,10 @@ WAIT = 10.0  # seconds for the first snapshot: twice the relay's own deadline fo
 )
 @click.argument("run")
 @click.option("--url", default="ws://localhost:9001", show_default=True, help="The relay's preflight service.")
+@TOKEN
 @click.option("--watch", is_flag=True, help="Stay, and print each change.")
 @click.option("--json", "as_json", is_flag=True, help="Each snapshot as one JSON object, as the relay sends it.")
-def checklist(run: str, url: str, watch: bool, as_json: bool) -> None:
+def checklist(run: str, url: str, token: str, watch: bool, as_json: bool) -> None:
     """Print what is done and what runs in RUN.
 
     Locked is what runs. With --watch the changes follow, one a line, and a lost connection is made again.
@@ -48,10 +49,10 @@ def checklist(run: str, url: str, watch: bool, as_json: bool) -> None:
 
     where = address(url, quote(run, safe=""))
     if watch:
-        asyncio.run(follow(where, take))
+        asyncio.run(follow(where, take, query=query(token)))
         return
     try:
-        asyncio.run(asyncio.wait_for(follow(where, take, again=False), WAIT))
+        asyncio.run(asyncio.wait_for(follow(where, take, again=False, query=query(token)), WAIT))
     except TimeoutError:
         raise RelayError(f"{where}: no snapshot within {WAIT:g} s; does the relay reach its Redis?") from None
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "checklist": "relay.cli.checklist",
     "healthcheck": "relay.cli.healthcheck",
     "config": "relay.cli.config",
+    "token": "relay.cli.token",
     "bench": "relay.cli.bench",
 }
 

@@ -60,6 +60,7 @@ PROCESS = (
     Flag("MAX_TOPICS", "N", "Most runs and channels watched at a time."),
     Flag("INTERNAL_ADDR", "ADDR", "Listener for operators: host:port, unix:/path or fd:N; none without it."),
     Flag("METRICS_ADDR", "ADDR", "Listener that /metrics moves to."),
+    Flag("TOKEN_SECRET_FILE", "FILE", "Ask clients for a token signed with the secret in this file."),
     Flag("SET_KEYSPACE_EVENTS", "", "Set Redis's notify-keyspace-events where it is missing."),
 )
 ENV_FILE = click.option(

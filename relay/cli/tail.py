@@ -7,7 +7,7 @@ import unicodedata
 import click
 
 from relay.cli.examples import ExampleCommand
-from relay.cli.target import Target, address, parse
+from relay.cli.target import TOKEN, Target, address, parse, query
 
 MISSING = {  # of a gap, by its reason (docs/protocol.md)
     "link": "the relay has lost Redis: lines may be missing from here on, until it is back",
@@ -26,9 +26,10 @@ MISSING = {  # of a gap, by its reason (docs/protocol.md)
 )
 @click.argument("target", metavar="RUN:CHANNEL", callback=parse)
 @click.option("--url", default="ws://localhost:9002", show_default=True, help="The relay's status service.")
+@TOKEN
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per message.")
 @click.option("-n", "--lines", type=click.IntRange(min=1), help="End after this many messages.")
-def tail(target: Target, url: str, as_json: bool, lines: int | None) -> None:
+def tail(target: Target, url: str, token: str, as_json: bool, lines: int | None) -> None:
     """Print what is published on a channel.
 
     From now on: the relay keeps no past. Reconnects by itself when the connection is lost, and says so on stderr;
@@ -53,7 +54,7 @@ def tail(target: Target, url: str, as_json: bool, lines: int | None) -> None:
             left -= 1
         return left == 0
 
-    asyncio.run(follow(address(url, target.path()), take, query="v=2"))
+    asyncio.run(follow(address(url, target.path()), take, query=query(token, v="2")))
 
 
 def harmless(text: str) -> str:

@@ -1,10 +1,14 @@
 """RUN:CHANNEL and RUN as arguments, and the websocket address they stand for."""
 
 from typing import NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import click
 
+# Where the relay asks for one (RELAY_TOKEN_SECRET there). In the environment it is not seen by `ps`.
+TOKEN = click.option(
+    "--token", envvar="RELAY_TOKEN", default="", help="What `relay token` printed, if asked for.  [env: RELAY_TOKEN]"
+)
 WEBSOCKET = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 
 
@@ -37,3 +41,8 @@ def address(base: str, path: str) -> str:
     if parts.scheme not in WEBSOCKET or not parts.netloc:
         raise click.UsageError(f"--url {base}: not an address such as ws://localhost:9002")
     return f"{WEBSOCKET[parts.scheme]}://{parts.netloc}{parts.path.rstrip('/')}/{path}"
+
+
+def query(token: str, **others: str) -> str:
+    """The query of an address: `others`, and the token where there is one."""
+    return urlencode({**others, **({"token": token} if token else {})})

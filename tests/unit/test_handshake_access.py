@@ -1,11 +1,14 @@
-"""Who is let in: Origin against the list and against the request's own Host."""
+"""Who is let in: Origin against the list and against the request's own Host, and the token of a query."""
 
 import pytest
 
-from relay import settings
-from relay.handshake import Refused, judged, origin_allowed, read
+from relay import handshake, settings
+from relay.handshake import Refused, judged, origin_allowed, permit, read
+from relay.tokens import Keys
 from tests.integration.peers import head, upgrade
 
+SECRET = "s3cr3t-" + 32 * "x"
+KEYS = Keys(SECRET)
 LISTED = "https://wepp.cloud,http://dev.wepp.cloud:8080,https://[2001:DB8::1]:8443,*.example.com"
 ORIGINS = settings.load(("status",), env={"STATUS_ALLOWED_ORIGINS": LISTED}).status.allowed_origins
 
@@ -129,3 +132,54 @@ def test_a_page_from_the_very_address_that_is_asked(origin, host, own):
 
 def test_another_header_is_no_host():
     assert not origin_allowed(ORIGINS, "https://evil.org", head("/r1", "X: \tHost: evil.org", "X-Host: evil.org"))
+
+
+# --- tokens -------------------------------------------------------------------------------------------------
+
+
+def refusal(query, topic=b"r1:wepp"):
+    with pytest.raises(Refused) as refused:
+        permit(KEYS, query, topic)
+    top, _, body = refused.value.answer.partition(b"\r\n\r\n")
+    return int(top.split(b" ")[1]), top, body.decode()
+
+
+def test_a_token_lets_in_for_as_long_as_it_lasts():
+    token = KEYS.sign(["r1"], ["wepp"], 60)
+    assert 58 < permit(KEYS, f"v=2&token={token}&x", b"r1:wepp") <= 60
+    assert permit(KEYS, f"token={token}", b"r1") > 58
+
+
+@pytest.mark.parametrize(
+    ("runs", "channels", "topic"),
+    [
+        (["r1"], ["wepp"], b"r2:wepp"),
+        (["r1"], ["wepp"], b"r1:soils"),
+        (["r1"], [], b"r1:soils"),
+        ([], ["*"], b"r1:wepp"),
+        (["R1"], ["*"], b"r1"),
+        (["r1:wepp"], ["*"], b"r1:wepp"),
+        (["r1"], ["*"], b"r11"),
+    ],
+)
+def test_a_token_for_something_else_is_403(runs, channels, topic):
+    assert refusal(f"token={KEYS.sign(runs, channels, 60)}", topic)[0] == 403
+
+
+def test_no_token_is_401_with_its_challenge():
+    token = KEYS.sign(["*"], ["*"], 60)
+    for query in ("", "v=2", "token=", "token", "xtoken=" + token, f"token={token}&token={token}", f"token={token}x"):
+        status, top, body = refusal(query)
+        assert (status, b'\r\nWWW-Authenticate: Bearer realm="relay"' in top) == (401, True)
+        assert body.startswith("A token is needed here, and ")
+        assert token not in body
+
+
+def test_the_query_of_a_request_is_handed_over_as_it_is():
+    for reader in (read, judged):
+        assert reader(upgrade("/r1:wepp?v=2&token=a%20b?c")).query == "v=2&token=a%20b?c"
+        assert reader(upgrade("/r1:wepp")).query == ""
+
+
+def test_a_refusal_is_never_kept():
+    assert b"\r\nCache-Control: no-store\r\n" in handshake.plain("401 Unauthorized", "x")
