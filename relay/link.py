@@ -208,7 +208,7 @@ class Link(Upstream):
         elif not self._sent:
             self.unasked(reply)
         elif isinstance(reply, hiredis.ReplyError):
-            self._on_error(str(reply))
+            self._on_error(self.told(reply))
         else:
             self._on_answer(reply)
 
@@ -220,7 +220,7 @@ class Link(Upstream):
         else:
             right = isinstance(reply, list) and reply[:2] == [verb.lower(), names[0]]
         if not right:
-            return self.abort(f"{str(reply)[:100]} is no answer to {verb.decode()}")
+            return self.abort(f"{self.told(reply)} is no answer to {verb.decode()}")
         if verb == b"PING":
             self._sent.popleft()
             self._pinged = False

@@ -267,7 +267,7 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         self._greetings_due -= 1
         if self._greeting and not self._greeting.done():
             if isinstance(reply, hiredis.ReplyError):
-                self._not_greeted(verdict(str(reply)))
+                self._not_greeted(verdict(self.told(reply)))
             elif not self._greetings_due:
                 self._greeting.set_result(None)
         return True
@@ -289,11 +289,19 @@ class Upstream(asyncio.BufferedProtocol, ABC):
 
     def unasked(self, reply: object) -> None:
         """An answer to nothing: beyond maxclients Redis says so on accept, ahead of our greeting, and closes."""
-        self.abort(
-            verdict(str(reply))
-            if isinstance(reply, hiredis.ReplyError)
-            else f"an answer to nothing: {str(reply)[:100]}"
-        )
+        told = self.told(reply)
+        self.abort(verdict(told) if isinstance(reply, hiredis.ReplyError) else f"an answer to nothing: {told}")
+
+    def told(self, reply: object) -> str:
+        """A reply, fit for a log: the text of an error, of all others what they are and not what they hold.
+
+        Redis repeats a command that it does not know, 128 bytes of it, and where AUTH is renamed that is the password.
+        """
+        if not isinstance(reply, hiredis.ReplyError):
+            return f"{type(reply).__name__} of {len(reply)}" if isinstance(reply, bytes | list) else repr(reply)
+        text = str(reply).partition(", with args beginning with")[0]
+        password = self.settings.redis.password
+        return text.replace(password, "***") if password else text
 
     def _end(self, why: Lost) -> None:
         self._not_greeted(why)
@@ -475,7 +483,7 @@ class Commands(Upstream):
             if answer.done():
                 continue
             if isinstance(reply, hiredis.ReplyError):
-                answer.set_exception(reply)
+                answer.set_exception(hiredis.ReplyError(self.told(reply)))
             else:
                 answer.set_result(reply)
         return self._send_more()
