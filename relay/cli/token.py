@@ -30,14 +30,14 @@ def token(runs: tuple[str, ...], channels: tuple[str, ...], expires: str, env_fi
     has the token may watch until it expires, and nothing takes it back before but another secret.
     """
     core.require_extra()
-    from relay import settings
+    from relay import settings, values
     from relay.tokens import Keys
 
     try:
-        lifetime = settings.parse_duration(expires)
+        lifetime = values.parse_duration(expires)
     except ValueError as error:
         raise click.UsageError(f"--expires {expires}: {error}") from None
-    if not 1 <= lifetime <= settings.parse_duration("87600h"):
+    if not 1 <= lifetime <= values.parse_duration("87600h"):
         raise click.UsageError(f"--expires {expires}: is not between 1s and ten years (87600h)")
     secret = settings.load((), env_file=Path(env_file) if env_file else None).token_secret
     if secret is None:

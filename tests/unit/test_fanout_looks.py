@@ -29,6 +29,8 @@ def test_what_is_not_delivered_yet_is_shown_with_its_topic(rig):
     rig.feed(b"*3\r\n$7\r\nmessage\r\n$3\r\na:x\r\n$2\r\nhi\r\n")
     [(_, waiting, _)] = rig.core.largest(rig.service, 1)
     assert waiting == len(b'\x81\x1d{"type":"status","data":"hi"}')
+    rig.flush()
+    assert rig.core.largest(rig.service, 1)[0][1] == 0
 
 
 def test_the_clients_for_whom_most_waits(rig):

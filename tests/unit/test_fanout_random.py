@@ -2,6 +2,7 @@
 invariants after each turn, AddressSanitizer watches the memory; here it must end with nothing left over."""
 
 import contextlib
+import gc
 import os
 import random
 import socket
@@ -143,7 +144,8 @@ class Chaos:
     def run(self, steps):
         """So many steps; then everybody leaves, and nothing must be left over. What was counted meanwhile."""
         rig = self.rig
-        before = rig.core.totals()["live_bytes"]  # of the process: another test's core may not be collected yet
+        gc.collect()  # live bytes are of the process, and another test's core may not be collected yet
+        before = rig.core.totals()["live_bytes"]
         for _ in range(steps):
             self.step()
         for sock in self.socks:

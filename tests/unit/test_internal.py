@@ -78,7 +78,9 @@ def test_head_is_get_without_its_body(room, path):
 
 
 def connection(purpose, up, trouble=""):
-    return SimpleNamespace(purpose=purpose, up=up, trouble=trouble, state=lambda: {"up": up, "trouble": trouble})
+    return SimpleNamespace(
+        purpose=purpose, up=up, proved=up, trouble=trouble, state=lambda: {"up": up, "trouble": trouble}
+    )
 
 
 def service(up=True, trouble="", index=0):
@@ -97,6 +99,11 @@ def test_what_keeps_a_service_from_being_ready():
     assert obstacles(service(up=False, trouble="NOAUTH"), draining=True) == [
         "the relay is draining",
         "no Redis for status subscriptions: NOAUTH",
+    ]
+    unproved = service()
+    unproved.link.proved = False
+    assert obstacles(unproved, draining=False) == [
+        "nothing that is published comes back over Redis for status subscriptions yet"
     ]
 
 
