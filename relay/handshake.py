@@ -45,10 +45,9 @@ _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 _AUTHORITY = re.compile(r"https?://[^/?#]+(?=[/?]|$)", re.IGNORECASE)
 _PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _RUN_PATH = re.compile(rf"/run/{RUN}/?")
-_HOST = r"((?:[a-z0-9_-]+\.)*[a-z0-9_-]+\.?|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?"
-_ORIGIN = re.compile(rf"(https?)://{_HOST}")  # RFC 6454, section 6.2
-_AT_HOST = re.compile(_HOST)
-_HOST_LINE = re.compile(rb"\r\nhost:[ \t]*([!-~]*)", re.IGNORECASE)
+_ORIGIN = re.compile(
+    r"(https?)://((?:[a-z0-9_-]+\.)*[a-z0-9_-]+\.?|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?"
+)  # RFC 6454, 6.2
 _USUAL_PORT = {"http": "80", "https": "443"}
 _NAMES = {"preflight": re.compile(RUN), "status": re.compile(f"{RUN}:{CHANNEL}")}
 
@@ -303,16 +302,15 @@ def permit(keys: Keys, query: str, topic: bytes) -> float:
     return grant.expires_in
 
 
-def origin_allowed(origins: tuple[str, ...], origin: str | None, head: bytes = b"") -> bool:
+def origin_allowed(origins: tuple[str, ...], origin: str | None) -> bool:
     """Whether the Origin header is one of those allowed (contract, section 6).
 
-    An empty list allows all. A client that sends no Origin is no browser and could send any: it is allowed. So is a
-    page that comes from the very address which the request names.
+    An empty list allows all. A client that sends no Origin is no browser and could send any: it is allowed. That
+    the origin is the request's own Host lets nobody in: any name can be made to point here (DNS rebinding).
 
     Args:
         origins: exact ones (`https://host[:port]`), or `*.domain`: its subdomains by http and https, on any port.
         origin: of a request.
-        head: of that request, judged: it has one Host header.
     """
     if not origins or origin is None:
         return True
@@ -321,19 +319,4 @@ def origin_allowed(origins: tuple[str, ...], origin: str | None, head: bytes = b
         return False
     scheme, host, port = found.groups()
     plain = f"{scheme}://{host}" + (f":{port}" if port not in (None, _USUAL_PORT[scheme]) else "")
-    for allowed in origins:
-        if plain == allowed or (allowed.startswith("*.") and host.endswith(allowed[1:])):
-            return True
-    return _is_own(scheme, host, port, head)
-
-
-def _is_own(scheme: str, host: str, port: str | None, head: bytes) -> bool:
-    """Whether an origin is the Host that the request asks for.
-
-    TLS may end at a proxy in front, so what the browser speaks is not known here: a Host without a port has the usual
-    one of the Origin's scheme.
-    """
-    line = _HOST_LINE.search(head)
-    asked = _AT_HOST.fullmatch(line[1].decode("ascii").lower()) if line else None
-    usual = _USUAL_PORT[scheme]
-    return asked is not None and (asked[1], asked[2] or usual) == (host, port or usual)
+    return any(plain == allowed or (allowed[0] == "*" and host.endswith(allowed[1:])) for allowed in origins)

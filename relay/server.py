@@ -286,7 +286,7 @@ class Server:
         elif self.topics() >= self.settings.max_topics and not self.core.watched(number, route.topic):
             self.core.breached(number, "topics")
             self.core.refuse(client, handshake.busy("This relay watches as many topics as it may."))
-        elif not handshake.origin_allowed(service.settings.allowed_origins, request.origin, head):
+        elif not handshake.origin_allowed(service.settings.allowed_origins, request.origin):
             name = f"{service.name.upper()}_ALLOWED_ORIGINS"
             self.core.refuse(client, plain("403 Forbidden", f"This Origin is not among those of {name}.\n"))
         else:

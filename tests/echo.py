@@ -40,6 +40,7 @@ class Echo:
         self.core = Core(
             limit=1000,
             max_live=1 << 32,
+            max_inbound=1 << 32,
             on_request=self.on_request,
             on_text=lambda client, service, text: self.core.send_message(client, text),
             on_binary=lambda client, service, data: self.core.send_message(client, data, True),

@@ -525,7 +525,7 @@ ORIGINS = {
     "https://evil.com#.example.com": False,
     "https://evil.com?.example.com": False,
     "http://localhost:8080": True,
-    "http://localhost": False,
+    "http://localhost": False,  # the very Host that is asked for: any name can be made to point here (DNS rebinding)
     "http://localhost:80800": False,
     "https://[::1]:8443": True,
     "https://[::1": False,
