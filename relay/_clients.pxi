@@ -23,6 +23,7 @@ cdef class Clients:
     cdef size_t max_inbound, inbound_bytes  # of all that inbound_held counts
     cdef bytes head_too_slow, head_too_large    # the answers
     cdef int64_t crowded_until
+    cdef Peers peers
     cdef list services, listeners, emptied
     cdef Line fresh, unfinished  # topics to be delivered, and those whose delivery has begun
     cdef bint inside
@@ -56,6 +57,7 @@ cdef class Clients:
             raise OSError(errno, "no epoll instance")
         self.max_live = max_live
         self.services, self.listeners, self.emptied = [], [], []
+        self.peers = Peers()
         self.fresh, self.unfinished = Line(), Line()
         self.on_request, self.on_text, self.on_idle, self.on_error = on_request, on_text, on_idle, on_error
         self.on_binary = on_binary
@@ -113,6 +115,41 @@ cdef class Clients:
             raise ValueError("256 services are the most")
         self.services.append(service)
         return service.index
+
+    # ---- who a client is ----
+
+    def trust(self, networks, *, bint unix=False, uint32_t max_per_address=0) -> None:
+        """Whom to believe what it says of its clients, and how many connections an address may have. Once, at the start.
+
+        Args:
+            networks: of proxies, each (address, bits): 16 bytes, and how many of their 128 bits count.
+            unix: whether a peer on a Unix socket is such a proxy, too.
+            max_per_address: connections of one address (of an IPv6 /64), 0 for any number.
+        """
+        self.peers.trust(networks, unix, max_per_address)
+
+    def peer(self, uint64_t client):
+        """(address, trusted) of a client: 16 bytes as in `address`, and whether it may say who its client is; or None."""
+        cdef Slot *slot = self.find(client)
+        if slot is NULL:
+            return None
+        return PyBytes_FromStringAndSize(<char *>slot.address, 16), bool(slot.peer & TRUSTED)
+
+    def forwarded(self, uint64_t client, bytes address) -> None:
+        """The client behind a trusted proxy, as that one says: 16 bytes."""
+        cdef Slot *slot = self.find(client)
+        if len(address) != 16:
+            raise ValueError(f"{address!r} is no address")
+        if slot is not NULL and not slot.peer & CHARGED:
+            memcpy(slot.address, PyBytes_AS_STRING(address), 16)
+
+    def charge(self, uint64_t client) -> bool:
+        """Counts a client among those of its address until it ends; false where they are as many as may be."""
+        cdef Slot *slot = self.find(client)
+        if slot is NULL or self.peers.charge(slot):
+            return True
+        self.breach(self.index_of(slot), PER_ADDRESS)
+        return False
 
     cdef Slot *find(self, uint64_t client) noexcept:
         """The slot of a handle, or NULL: gone, and its place perhaps another's."""
@@ -419,6 +456,7 @@ cdef class Clients:
         self.leave_topic(index)
         if slot.stage == OPEN:
             (<Service>self.services[slot.service]).connections -= 1
+        self.peers.release(slot)
         self.free_buffers(slot)
         close(slot.fd)
         memset(slot, 0, sizeof(Slot))

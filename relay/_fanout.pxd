@@ -31,7 +31,19 @@ cdef enum:
     UNDELIVERED
     LIVE
     PONG_TIMEOUT
+    PER_ADDRESS
+    PROXY_HEADER
     COUNTED                 # how many these are
+
+cdef enum:
+    # Of a slot's peer.
+    TRUSTED = 1             # a proxy that may say who its client is
+    INTRODUCED = 2          # and says it before anything else: that is still to come
+    CHARGED = 4             # counted among the connections of its address
+
+cdef struct Network:
+    unsigned char address[16]
+    uint32_t bits           # of the 128 that count
 
 cdef struct Burst:
     # Finished bytes, shared by all who still owe them. Grows while it is a topic's open burst, then never changes.
@@ -98,7 +110,8 @@ cdef struct Slot:
     uint16_t tokens         # tenths of a frame that it may send now
     uint8_t service
     uint8_t farewell        # CLOSING: 1 an HTTP answer, 2 a close frame, 3 and the peer's close has come
-    uint8_t address[16]     # peer, IPv4 mapped into IPv6; zero for a Unix socket
+    uint8_t address[16]     # the client's, IPv4 mapped into IPv6; zero for a Unix socket
+    uint8_t peer            # TRUSTED, INTRODUCED, CHARGED
 
 
 cdef class Service:
@@ -107,6 +120,7 @@ cdef class Service:
     cdef bytes prefix, suffix
     cdef readonly int index
     cdef bint newest_only
+    cdef bint introduced    # by a PROXY header, those that trusted proxies connect for
     cdef uint32_t ping_every, silence, write_timeout, max_fragments
     cdef size_t max_message, max_backlog, max_published
     cdef size_t pressing    # bytes of a topic that should wait no longer

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 import hiredis
@@ -7,6 +7,7 @@ BUILD: str
 TICK: float
 BOUNDS: tuple[str, ...]
 FLOOD_FACTOR: int
+LONGEST_INTRODUCTION: int
 
 class Stats(TypedDict):
     connections: int
@@ -51,6 +52,16 @@ class Core:
     @property
     def bulky(self) -> bool: ...
     def fileno(self) -> int: ...
+    def trust(
+        self,
+        networks: Sequence[tuple[bytes, int]],
+        *,
+        unix: bool = False,
+        max_per_address: int = 0,
+    ) -> None: ...
+    def peer(self, client: int) -> tuple[bytes, bool] | None: ...
+    def forwarded(self, client: int, address: bytes) -> None: ...
+    def charge(self, client: int) -> bool: ...
     def add_service(
         self,
         *,
@@ -68,7 +79,7 @@ class Core:
         frame_rate: int = 20,
         frame_burst: int = 100,
     ) -> int: ...
-    def listen(self, fd: int, service: int) -> None: ...
+    def listen(self, fd: int, service: int, *, introduced: bool = False) -> None: ...
     def stop_listening(self, service: int = -1) -> None: ...
     def poll(self) -> None: ...
     def tick(self) -> None: ...

@@ -23,6 +23,7 @@ from posix.unistd cimport close
 include "_frames.pxi"
 include "_heads.pxi"
 include "_topics.pxi"
+include "_proxy.pxi"
 
 cdef extern from * nogil:
     """
@@ -109,7 +110,7 @@ TICK = 0.1  # seconds between two calls of Core.tick
 # What Core.stats counts the breaches of, in the order of the pxd.
 BOUNDS = (
     "head_size", "headers", "head_timeout", "heads", "connections", "topics", "message_size", "fragments", "frame_rate",
-    "inbound", "backlog", "write_timeout", "undelivered", "live", "pong_timeout",
+    "inbound", "backlog", "write_timeout", "undelivered", "live", "pong_timeout", "per_address", "proxy_header",
 )
 
 cdef enum:
@@ -135,6 +136,7 @@ cdef enum:
     MOST_BURST = 6553       # frames at once: what a slot's 16 bits can count in tenths
 
 FLOOD_FACTOR = FLOOD
+LONGEST_INTRODUCTION = BINARY_MOST  # bytes of a PROXY header
 
 cdef const char *HEARTBEAT = b'\x81\x0f{"type":"ping"}\x89\x00'
 cdef size_t HEARTBEAT_SIZE = 19
@@ -147,6 +149,8 @@ cdef bytes plain_answer(bytes status, bytes sentence, bytes extra=b""):
         status, len(sentence), extra, sentence)
 
 
+cdef bytes NOT_INTRODUCED = plain_answer(
+    b"400 Bad Request", b"A connection of a trusted proxy must begin with a PROXY header (RELAY_PROXY_PROTOCOL).\n")
 cdef bytes UNDECIDED = plain_answer(b"500 Internal Server Error", b"The relay failed to judge this request; its log says why.\n")
 cdef bytes FULL = plain_answer(b"503 Service Unavailable", b"No room for more connections.\n", b"Retry-After: 5\r\n")
 cdef bytes NO_MEMORY = plain_answer(

@@ -15,8 +15,13 @@ cdef class Sockets(Clients):
 
     # ---- listening ----
 
-    def listen(self, int fd, int service) -> None:
+    def listen(self, int fd, int service, *, bint introduced=False) -> None:
         """Accepts on a listening, non-blocking socket, which stays the caller's.
+
+        Args:
+            fd: the socket.
+            service: that its clients are of.
+            introduced: the connections of trusted proxies begin with a PROXY header; one without it is refused.
 
         Raises:
             OSError: the descriptor cannot be watched.
@@ -25,6 +30,7 @@ cdef class Sockets(Clients):
             raise ValueError(f"no service {service}")
         cdef Listener listener = Listener()
         listener.fd, listener.service, listener.watched, listener.fresh = fd, service, True, True
+        (<Service>self.services[service]).introduced = introduced
         relay_tune(fd)
         if relay_watch(self.ep, EPOLL_CTL_ADD, fd, EPOLLIN, LISTENER | <uint32_t>len(self.listeners)) < 0:
             raise OSError(errno, f"descriptor {fd} cannot be watched")
@@ -123,6 +129,7 @@ cdef class Sockets(Clients):
         slot.position = NONE
         slot.deadline = self.now + self.head_ticks
         memcpy(slot.address, address, 16)
+        self.peers.meet(slot, (<Service>self.services[service]).introduced)
         self.used += 1
         self.join_heads(index)
         if self.used == self.capacity:
@@ -217,6 +224,8 @@ cdef class Sockets(Clients):
     cdef int take_head(self, uint32_t index, unsigned char *data, size_t size) except -1:
         """A request head up to its blank line; Python judges it."""
         cdef Slot *slot = &self.slots[index]
+        if slot.peer & INTRODUCED:
+            return self.take_introduction(index, data, size)
         cdef uint64_t client = self.handle(index)
         cdef unsigned char *end = <unsigned char *>memmem(data, size, b"\r\n\r\n", 4)
         cdef size_t length
@@ -236,6 +245,22 @@ cdef class Sockets(Clients):
         if slot is not NULL and slot.stage == HEAD:
             self.turn_away(index, UNDECIDED)
         return 0
+
+    cdef int take_introduction(self, uint32_t index, unsigned char *data, size_t size) except -1:
+        """A proxy's PROXY header, and what has come behind it."""
+        cdef Slot *slot = &self.slots[index]
+        cdef size_t used = 0
+        cdef int known = read_proxy(data, size, slot.address, &used)
+        if known < 0:
+            self.breach(index, PROXY_HEADER)
+            return self.turn_away(index, NOT_INTRODUCED)
+        if known == 0:
+            return self.keep(slot, data, size, 0, self.max_head)
+        self.peers.introduce(slot)
+        self.keep(slot, data, size, used, self.max_head)
+        if slot.inbound is NULL or slot.inbound.size == 0:
+            return 0
+        return self.take_head(index, slot.inbound.data, slot.inbound.size)
 
     cdef int take_frames(self, uint32_t index, unsigned char *data, size_t size, bint kept) except -1:
         """Serves the whole frames in data; what is left waits for more."""

@@ -24,7 +24,8 @@ from typing import Any
 import uvloop
 
 from relay import handshake, internal, metrics
-from relay._fanout import FLOOD_FACTOR, TICK, Core
+from relay._fanout import FLOOD_FACTOR, LONGEST_INTRODUCTION, TICK, Core
+from relay.addresses import forwarded
 from relay.errors import ListenError, RelayError
 from relay.handshake import Refused, Request, plain
 from relay.internal import Facts, Internal
@@ -78,6 +79,12 @@ class Server:
             on_text=self.on_text,
             on_idle=self.on_idle,
             on_error=self.on_error,
+        )
+        proxies = settings.trusted_proxies
+        self.core.trust(
+            proxies.networks,
+            unix=proxies.unix,
+            max_per_address=settings.max_per_address or 0,
         )
         self.services: list[Service] = [self._make_service(s) for s in settings.services]
         self.draining = False
@@ -144,7 +151,7 @@ class Server:
             self.loop.add_signal_handler(number, self.stop, signals)
         self.loop.add_reader(self.core.fileno(), self.core.poll)
         for service, sock in self._listeners:
-            self.core.listen(sock.fileno(), service.index)
+            self.core.listen(sock.fileno(), service.index, introduced=self.settings.proxy_protocol)
             log.info(f"{service.name} listens on {_where(sock)}")
             if not service.settings.allowed_origins:
                 log.info(f"{service.name} lets in any Origin: {service.name.upper()}_ALLOWED_ORIGINS is empty")
@@ -289,9 +296,19 @@ class Server:
         elif not handshake.origin_allowed(service.settings.allowed_origins, request.origin):
             name = f"{service.name.upper()}_ALLOWED_ORIGINS"
             self.core.refuse(client, plain("403 Forbidden", f"This Origin is not among those of {name}.\n"))
+        elif not self._has_room(client, head):
+            self.core.refuse(client, handshake.busy("Too many connections from this address."))
         else:
             self.core.accept(client, request.upgrade, request.version, expires_in)
             service.join(client, route.topic)
+
+    def _has_room(self, client: int, head: bytes) -> bool:
+        """Whether the address of a client, perhaps one that a proxy reports, may have one connection more."""
+        proxies = self.settings.trusted_proxies
+        peer = self.core.peer(client) if proxies else None
+        if peer and peer[1]:
+            self.core.forwarded(client, forwarded(head, peer[0], proxies.trusts))
+        return not self.settings.max_per_address or self.core.charge(client)
 
     def _own(self, service: Service, name: handshake.Own, request: Request) -> bytes:
         """The relay's own answers (contract, section 6)."""
@@ -373,6 +390,8 @@ class Server:
             Bound("head_timeout", "seconds", settings.head_timeout),
             Bound("heads", "heads", settings.max_heads, totals["heads"]),
             Bound("connections", "sockets", self.limit, totals["sockets"]),
+            Bound("per_address", "sockets", settings.max_per_address or 0),
+            Bound("proxy_header", "bytes", LONGEST_INTRODUCTION if settings.proxy_protocol else 0),
             Bound("topics", "topics", settings.max_topics, self.topics()),
             Bound("fragments", "frames", settings.max_fragments),
             Bound("frame_rate", "frames/s", settings.frame_rate),

@@ -30,6 +30,7 @@ from relay.tokens import secrets_of
 from relay.values import (
     MAX_INT,
     ListenAddress,
+    Proxies,
     RedisAddress,
     duration_between,
     duration_text,
@@ -105,6 +106,12 @@ class ProcessSettings(BaseModel, frozen=True, extra="forbid"):
     max_live: Annotated[int, _from_text(whole(1 << 20, 1 << 40))] = 256 << 20
     max_reply_size: Annotated[int, _from_text(whole(65536, 1 << 30))] = 32 << 20
     max_topics: Annotated[int, _from_text(whole(1, 10_000_000))] = 100_000
+    # Who a client is (relay/addresses.py).
+    trusted_proxies: Annotated[Proxies, _from_text(Proxies.parse)] = Field(
+        default=Proxies(), examples=["127.0.0.1,10.0.0.0/8,unix"]
+    )
+    proxy_protocol: Bool = False
+    max_per_address: Annotated[int | None, _from_text(whole(1, MAX_INT))] = Field(default=None, examples=["100"])
     set_keyspace_events: Bool = False
     internal_addr: OptionalAddress = Field(default=None, examples=["unix:/run/relay/internal.sock"])
     metrics_addr: OptionalAddress = Field(default=None, examples=["127.0.0.1:9090"])
@@ -215,6 +222,11 @@ def load(
     process = _read(_ProcessVariables, "RELAY_", layers, sources, {"token_secret": _token_secret(layers, sources)})
     settings = Settings(**read, **process, warnings=tuple(_unknown(layers)), sources=sources)
     _all_different(settings.addresses)
+    if settings.proxy_protocol and not settings.trusted_proxies:
+        raise ConfigError(
+            "RELAY_PROXY_PROTOCOL is set and RELAY_TRUSTED_PROXIES is not: a PROXY header is believed from those alone;"
+            " right is for example RELAY_TRUSTED_PROXIES=127.0.0.1,unix"
+        )
     if settings.max_published_size + _AROUND > settings.max_reply_size:
         raise ConfigError(
             f"RELAY_MAX_PUBLISHED_SIZE={settings.max_published_size} does not fit into RELAY_MAX_REPLY_SIZE="
@@ -443,6 +455,12 @@ def _at_odds(settings: Settings) -> Iterable[str]:
                 f"{service.name.upper()}_MAX_MESSAGE_SIZE={service.max_message_size} is more than half of "
                 f"RELAY_MAX_INBOUND={settings.max_inbound}: one message may end the client that sends it"
             )
+    sockets = [service for service in settings.services if service.listen.kind == "unix"]
+    if settings.max_per_address and sockets and not settings.trusted_proxies.unix:
+        yield (
+            f"RELAY_MAX_PER_ADDRESS={settings.max_per_address} bounds nobody on {sockets[0].listen}: a Unix socket's "
+            "peers have no address. RELAY_TRUSTED_PROXIES=unix takes the one that the proxy reports"
+        )
     if 6 * settings.max_published_size > settings.max_live:  # a NUL becomes six bytes of JSON
         yield (
             f"RELAY_MAX_LIVE={settings.max_live} is less than one message of RELAY_MAX_PUBLISHED_SIZE="

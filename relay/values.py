@@ -135,6 +135,63 @@ def _origin(text: str) -> str:
     )
 
 
+Network = tuple[bytes, int]  # 16 bytes, IPv4 mapped into IPv6, and how many of their 128 bits count
+
+
+@dataclass(frozen=True)
+class Proxies:
+    """Who is trusted to say for whom it connects; `str()` gives back what was written."""
+
+    networks: tuple[Network, ...] = ()
+    unix: bool = False
+    text: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.networks) or self.unix
+
+    def __str__(self) -> str:
+        return self.text
+
+    def trusts(self, address: bytes) -> bool:
+        """Whether an address, 16 bytes, is in one of the networks."""
+        number = int.from_bytes(address, "big")
+        return any((number ^ int.from_bytes(base, "big")) >> (128 - bits) == 0 for base, bits in self.networks)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Addresses and networks (`10.0.0.0/8`, `fd00::/8`), and `unix` for peers on a Unix socket; commas between.
+
+        Raises:
+            ValueError: one of them is none of these, with what is wrong.
+        """
+        parts = [part.strip() for part in text.split(",")] if text else []
+        return cls(tuple(_network(part) for part in parts if part != "unix"), "unix" in parts, ",".join(parts))
+
+
+def _network(text: str) -> Network:
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError:
+        if _is_interface(text):
+            why = (
+                f"{text!r} is an address in the network {ipaddress.ip_interface(text).network}: write one or the other"
+            )
+        else:
+            why = f"{text!r} is no address, no network such as 10.0.0.0/8 or fd00::/8, and not unix"
+        raise ValueError(why) from None
+    if network.version == 6:
+        return network.network_address.packed, network.prefixlen
+    return b"\0" * 10 + b"\xff\xff" + network.network_address.packed, 96 + network.prefixlen
+
+
+def _is_interface(text: str) -> bool:
+    try:
+        ipaddress.ip_interface(text)
+    except ValueError:
+        return False
+    return True
+
+
 def is_host(text: str) -> bool:
     """A host name or an address; what is written like an IPv4 address must be one."""
     if ":" in text or re.fullmatch(r"[0-9.]+", text):

@@ -61,6 +61,9 @@ PROCESS = (
     Flag("INTERNAL_ADDR", "ADDR", "Listener for operators: host:port, unix:/path or fd:N; none without it."),
     Flag("METRICS_ADDR", "ADDR", "Listener that /metrics moves to."),
     Flag("TOKEN_SECRET_FILE", "FILE", "Ask clients for a token signed with the secret in this file."),
+    Flag("TRUSTED_PROXIES", "LIST", "Proxies believed who their clients are: addresses, networks, unix."),
+    Flag("PROXY_PROTOCOL", "", "Connections of trusted proxies begin with a PROXY header."),
+    Flag("MAX_PER_ADDRESS", "N", "Most websockets of one address (IPv6: /64); unset: any number."),
     Flag("SET_KEYSPACE_EVENTS", "", "Set Redis's notify-keyspace-events where it is missing."),
 )
 ENV_FILE = click.option(

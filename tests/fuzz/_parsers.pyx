@@ -166,7 +166,7 @@ cdef class Mutator:
             self.end_head()
             data = self.block(1)  # the NUL behind a bytes object
             try:
-                taken = read_plain(&head, data, self.size)
+                taken = read_plain(&head, data, self.size, 64)
                 if taken and not lies_within(&head, data, self.size):
                     raise AssertionError(f"a part lies outside of the head: {self.input()!r}")
             finally:

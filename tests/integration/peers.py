@@ -69,7 +69,7 @@ def close(code=1000, reason=b""):
 class Wire:
     """A connected socket and what has come over it and is not looked at yet."""
 
-    def __init__(self, address, *, receive_buffer=None):
+    def __init__(self, address, *, receive_buffer=None, source=None):
         family = (
             socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         )
@@ -78,6 +78,8 @@ class Wire:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(PATIENCE)
         try:
+            if source:
+                self.socket.bind((source, 0))
             self.socket.connect(address)
         except OSError:
             self.socket.close()
@@ -151,13 +153,14 @@ class Peer(Wire):
         url: ws://host:port/path, or a path alone together with `address`.
         headers: further lines of the request.
         address: where to connect instead, such as the path of a Unix socket.
+        source: the address to connect from, one of the loopback's many.
 
     Raises:
         Refused: any answer but 101.
     """
 
-    def __init__(self, url, *headers, address=None, receive_buffer=None):
-        super().__init__(address or address_of(url), receive_buffer=receive_buffer)
+    def __init__(self, url, *headers, address=None, receive_buffer=None, source=None):
+        super().__init__(address or address_of(url), receive_buffer=receive_buffer, source=source)
         parts = urlsplit(url)
         self.send(upgrade(parts.path + (f"?{parts.query}" if parts.query else ""), *headers))
         answer = self.answer()

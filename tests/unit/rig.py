@@ -84,6 +84,7 @@ class Rig:
         self, *, limit=64, max_live=1 << 30, family=socket.AF_INET, decide=None, on_text=None, on_binary=None, **values
     ):
         bounds = {name: values.pop(name) for name in OF_THE_CORE if name in values}
+        introduced = values.pop("introduced", False)
         self.requests, self.texts, self.idle, self.errors = [], [], [], []
         self.decide = decide or self.accept
         self.core = Core(
@@ -101,7 +102,7 @@ class Rig:
         self.listener.bind(("127.0.0.1", 0) if family == socket.AF_INET else "")
         self.listener.listen(4096)
         self.listener.setblocking(False)
-        self.core.listen(self.listener.fileno(), self.service)
+        self.core.listen(self.listener.fileno(), self.service, introduced=introduced)
         self.reader = hiredis.Reader()
         self.clients = []
         self.handles = {}
@@ -118,9 +119,11 @@ class Rig:
         self.core.accept(client, ANSWER)
         self.core.attach(client, topic)
 
-    def connect(self, *, rcvbuf=0):
-        """A socket that has said nothing yet."""
+    def connect(self, *, rcvbuf=0, source=None):
+        """A socket that has said nothing yet; `source` is one of the loopback's many addresses."""
         sock = socket.socket(self.listener.family)
+        if source:
+            sock.bind((source, 0))
         if rcvbuf:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
         sock.settimeout(SECONDS)

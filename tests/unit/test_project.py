@@ -17,6 +17,7 @@ ORDER = [
     "relay.metrics",
     "relay.page",
     "relay.values",
+    "relay.addresses",
     "relay.tokens",
     "relay.settings",
     "relay._fanout",
