@@ -40,6 +40,11 @@ cdef enum:
     TRUSTED = 1             # a proxy that may say who its client is
     INTRODUCED = 2          # and says it before anything else: that is still to come
     CHARGED = 4             # counted among the connections of its address
+    BEGUN = 8               # HEAD: has sent a part of its request
+
+cdef struct Row:
+    # Slots in the order in which they came.
+    uint32_t first, last, count
 
 cdef struct Network:
     unsigned char address[16]
@@ -101,17 +106,17 @@ cdef struct Slot:
     uint32_t position       # in the topic's array
     uint32_t generation     # tells a stale epoll event or handle
     Inbound *inbound
-    uint32_t next           # in the free list, the dead list or the row of unfinished heads
-    uint32_t previous       # in the row of unfinished heads
+    uint32_t next           # in the free list, the dead list or a row of heads
+    uint32_t previous       # in a row of heads
     uint32_t heard          # tick of the last sign of life
     uint32_t deadline       # tick at which a head or a close is given up
     uint32_t expires        # tick at which the client's permission ends; 0: never
     uint32_t refilled       # tick of the token bucket
-    uint16_t tokens         # tenths of a frame that it may send now
+    uint16_t tokens         # tenths of a frame that it may send now; CLOSING: reads until it is cut off
     uint8_t service
     uint8_t farewell        # CLOSING: 1 an HTTP answer, 2 a close frame, 3 and the peer's close has come
     uint8_t address[16]     # the client's, IPv4 mapped into IPv6; zero for a Unix socket
-    uint8_t peer            # TRUSTED, INTRODUCED, CHARGED
+    uint8_t peer            # TRUSTED, INTRODUCED, CHARGED, BEGUN
 
 
 cdef class Service:

@@ -122,6 +122,7 @@ cdef enum:
     INBOX = 65536           # one read of a client
     PROMPT_TICKS = 2        # where there is no room, a head that has not come by now makes way
     LINGER_TICKS = 20       # 2 s for the peer's close or end of file
+    LINGER_READS = 64       # meanwhile, each of 64 KiB at most: a flood of 200 MB was read to its end
     CATCH_UP = 5            # ticks that one call makes up for: a stopped process must not judge by time it slept
     RESERVE = 16            # slots above the limit, from which health paths are answered
     VECTOR = 64
@@ -210,7 +211,7 @@ cdef class Core(Sockets):
         max_inbound: bytes that unfinished heads and messages of all clients take; above it those who hold most are
             closed with 1013 or answered 503.
         max_head: bytes of a request head, at most 65536; more is answered 431.
-        max_heads: request heads that are not complete; the oldest is dropped for one more.
+        max_heads: request heads of which a part has come; the oldest is dropped for one more.
         head_timeout: seconds until a request head must be complete; then 408.
         on_request: `(client, service, head, full)` for each complete request head, bytes up to the blank line. It
             must call `accept` or `refuse`; a client left undecided is answered 500.

@@ -176,7 +176,7 @@ cdef class Peers:
 
     cdef void introduce(self, Slot *slot) noexcept:
         """A PROXY header has been read: whether the client it names is a proxy itself is asked anew."""
-        slot.peer = TRUSTED if self.trusts(slot.address) else 0
+        slot.peer = slot.peer & BEGUN | (TRUSTED if self.trusts(slot.address) else 0)
 
     cdef bint charge(self, Slot *slot) except -1:
         """Whether one more connection of this address may be; a Unix socket has no address, and no bound."""

@@ -131,7 +131,7 @@ cdef class Sockets(Clients):
         memcpy(slot.address, address, 16)
         self.peers.meet(slot, (<Service>self.services[service]).introduced)
         self.used += 1
-        self.join_heads(index)
+        row_join(&self.silent, self.slots, index)
         if self.used == self.capacity:
             self.make_way()
         if relay_watch(self.ep, EPOLL_CTL_ADD, fd, EPOLLIN, self.handle(index)) < 0:
@@ -143,7 +143,7 @@ cdef class Sockets(Clients):
 
         116 connections that said nothing kept them out for 5 s each time. A browser's head comes with its connection.
         """
-        cdef uint32_t oldest = self.head_first
+        cdef uint32_t oldest = self.silent.first if self.silent.first != NONE else self.begun.first
         if oldest == NONE or self.slots[oldest].deadline + PROMPT_TICKS > self.now + self.head_ticks:
             return 0
         self.breach(oldest, CONNECTIONS)
@@ -164,6 +164,11 @@ cdef class Sockets(Clients):
         cdef unsigned char *data = self.inbox
         cdef size_t size = 0, room = INBOX
         cdef ssize_t n
+        if slot.stage == CLOSING:
+            if slot.tokens == 0:
+                self.bury(index)
+                return 0
+            slot.tokens -= 1
         if inbound is not NULL and inbound.size:
             self.make_room(inbound)
             data, size, room = inbound.data, inbound.size, inbound.room
@@ -233,6 +238,7 @@ cdef class Sockets(Clients):
             if size >= self.max_head:
                 self.breach(index, HEAD_SIZE)
                 return self.turn_away(index, self.head_too_large)
+            self.begin_head(index)
             return self.keep(slot, data, size, 0, self.max_head)
         length = end + 4 - data
         if length > self.max_head:
@@ -240,7 +246,7 @@ cdef class Sockets(Clients):
             return self.turn_away(index, self.head_too_large)
         head = PyBytes_FromStringAndSize(<char *>data, length)
         self.keep(slot, data, size, length, 0)
-        self.call(self.on_request, (client, slot.service, head, self.used - self.heads >= self.limit))
+        self.call(self.on_request, (client, slot.service, head, self.used - self.silent.count - self.begun.count >= self.limit))
         slot = self.find(client)
         if slot is not NULL and slot.stage == HEAD:
             self.turn_away(index, UNDECIDED)
@@ -255,6 +261,7 @@ cdef class Sockets(Clients):
             self.breach(index, PROXY_HEADER)
             return self.turn_away(index, NOT_INTRODUCED)
         if known == 0:
+            self.begin_head(index)
             return self.keep(slot, data, size, 0, self.max_head)
         self.peers.introduce(slot)
         self.keep(slot, data, size, used, self.max_head)
@@ -423,12 +430,21 @@ cdef class Sockets(Clients):
         self.give_back()
 
     cdef int expire_heads(self) except -1:
-        cdef uint32_t index
-        while self.head_first != NONE and self.slots[self.head_first].deadline <= self.now:
-            index = self.head_first
-            self.breach(index, HEAD_TIMEOUT)
-            self.give_up_head(index)
+        """The silent stand in the order of their deadlines; those who have begun, few, in that of their beginnings."""
+        cdef uint32_t index, next
+        while self.silent.first != NONE and self.slots[self.silent.first].deadline <= self.now:
+            self.expire_head(self.silent.first)
+        index = self.begun.first
+        while index != NONE:
+            next = self.slots[index].next
+            if self.slots[index].deadline <= self.now:
+                self.expire_head(index)
+            index = next
         return 0
+
+    cdef int expire_head(self, uint32_t index) except -1:
+        self.breach(index, HEAD_TIMEOUT)
+        return self.give_up_head(index)
 
     cdef int sweep(self) except -1:
         """A tenth of the slots: each is looked at once a second."""
@@ -503,10 +519,10 @@ cdef class Sockets(Clients):
         }
 
     def totals(self) -> dict:
-        """Gauges of the process: connections of any stage, unfinished request heads, bytes of live frames, and bytes
-        held by heads and messages that are not complete."""
+        """Gauges of the process: connections of any stage, request heads of which a part has come, bytes of live
+        frames, and bytes held by heads and messages that are not complete."""
         return {
-            "sockets": self.used, "heads": self.heads, "live_bytes": live_bytes, "inbound_bytes": self.inbound_bytes,
+            "sockets": self.used, "heads": self.begun.count, "live_bytes": live_bytes, "inbound_bytes": self.inbound_bytes,
         }
 
     def breached(self, int service, str bound) -> None:

@@ -66,6 +66,33 @@ cdef int burst_add_text(Burst *burst, bytes text) except -1:
     return 1
 
 
+# ---- rows ----
+
+cdef void row_join(Row *row, Slot *slots, uint32_t index) noexcept:
+    slots[index].next = NONE
+    slots[index].previous = row.last
+    if row.last == NONE:
+        row.first = index
+    else:
+        slots[row.last].next = index
+    row.last = index
+    row.count += 1
+
+
+cdef void row_leave(Row *row, Slot *slots, uint32_t index) noexcept:
+    cdef Slot *slot = &slots[index]
+    if slot.previous == NONE:
+        row.first = slot.next
+    else:
+        slots[slot.previous].next = slot.next
+    if slot.next == NONE:
+        row.last = slot.previous
+    else:
+        slots[slot.next].previous = slot.previous
+    slot.next = slot.previous = NONE
+    row.count -= 1
+
+
 # ---- topics ----
 
 cdef inline void topic_weigh(Topic topic, size_t waiting) noexcept:

@@ -91,7 +91,7 @@ def test_a_head_that_does_not_come(make_rig):
     rig = make_rig(head_timeout=0.2)
     slow, mute = rig.connect(), rig.connect()
     slow.sendall(b"GET / HTTP/1.1\r\n")
-    rig.until(lambda: rig.core.totals()["heads"] == 2 and inbound(rig))
+    rig.until(lambda: rig.core.totals()["heads"] == 1 and inbound(rig) and rig.core.totals()["sockets"] == 2)
     rig.tick_until(lambda: rig.core.totals()["heads"] == 0)
     assert rig.ended(slow).endswith(b"The request head was not complete in 0.2 s.\n")
     assert rig.ended(mute) == b""
@@ -101,9 +101,43 @@ def test_a_head_that_does_not_come(make_rig):
 def test_too_many_heads(make_rig):
     rig = make_rig(max_heads=3)
     socks = [rig.connect() for _ in range(4)]
+    for count, sock in enumerate(socks[:3], 1):
+        sock.sendall(b"GET /")
+        rig.until(lambda count=count: rig.core.totals()["heads"] == count)
+    socks[3].sendall(b"G")
     assert rig.ended(socks[0]) == b""
     assert rig.core.totals()["heads"] == 3
     assert breached(rig) == {"heads": 1}
+    socks[3].sendall(b"ET /t HTTP/1.1\r\n\r\n")
+    rig.until(lambda: rig.requests)
+    assert rig.core.totals()["heads"] == 2
+
+
+def test_who_has_said_nothing_yet_is_no_head(make_rig):
+    """Clients that come back all at once: each is there before its request is."""
+    rig = make_rig(max_heads=3)
+    socks = [rig.connect() for _ in range(30)]
+    rig.until(lambda: rig.core.totals()["sockets"] == 30)
+    for sock in socks:
+        sock.sendall(b"GET /t HTTP/1.1\r\n\r\n")
+    rig.until(lambda: len(rig.requests) == 30)
+    assert breached(rig) == {}
+
+
+def test_heads_that_have_begun_at_any_time_end_at_theirs(make_rig):
+    rig = make_rig(head_timeout=0.5)
+    socks = [rig.connect() for _ in range(20)]
+    rig.until(lambda: rig.core.totals()["sockets"] == 20)
+    for sock in reversed(socks):
+        sock.sendall(b"G")
+    rig.until(lambda: rig.core.totals()["heads"] == 20)
+    last = rig.connect()
+    last.sendall(b"GET")
+    rig.until(lambda: rig.core.totals()["heads"] == 21)
+    rig.tick_until(lambda: rig.core.totals()["heads"] == 0)
+    for sock in (*socks, last):
+        assert rig.ended(sock).startswith(b"HTTP/1.1 408 ")
+    assert breached(rig) == {"head_timeout": 21}
 
 
 def test_no_slot_is_left(make_rig):
@@ -119,7 +153,7 @@ def test_the_silent_that_make_way(make_rig):
     for _ in range(17):
         rig.join(b"t")
     silent = rig.connect()
-    rig.until(lambda: rig.core.totals()["heads"] == 1)
+    rig.until(lambda: rig.core.totals()["sockets"] == 18)
     now = time.monotonic()
     rig.tick_until(lambda: time.monotonic() > now + 0.35)
     rig.ended(rig.connect())
