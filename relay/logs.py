@@ -53,6 +53,11 @@ class Lines(logging.Handler):
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
         self._thread.start()
 
+    @property
+    def waiting(self) -> int:
+        """Lines that nobody has read yet."""
+        return self._queue.qsize()
+
     def emit(self, record: logging.LogRecord) -> None:
         """Of logging.Handler."""
         try:

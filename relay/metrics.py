@@ -15,12 +15,16 @@ _FRAMES = {"status": "status2_messages_forwarded", "preflight": "preflight2_mess
 
 
 class Bound(NamedTuple):
-    """A bound in force: its `value` in `unit`, and how much of that is `used` now where this can be said."""
+    """A bound in force: its `value` in `unit`, and how much of that is `used` now where this can be said.
+
+    `breaches` are those of the process, where no service is the one to count them.
+    """
 
     name: str
     unit: str
     value: float
     used: float | None = None
+    breaches: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +81,7 @@ def _service(reading: Reading) -> Iterator[CounterMetricFamily | GaugeMetricFami
     for code, count in sorted(reading.closes.items()):
         closes.add_metric([str(code)], count)
     yield closes
-    breaches = CounterMetricFamily(f"{prefix}_breaches", "How often a bound was exceeded.", labels=["bound"])
-    for bound, count in reading.breaches.items():
-        breaches.add_metric([bound], count)
-    yield breaches
+    yield _breaches(prefix, reading.breaches)
     yield from _limits(prefix, reading.bounds)
 
 
@@ -105,7 +106,14 @@ def _delivery(prefix: str, reading: Reading) -> Iterator[CounterMetricFamily | G
         )
 
 
-def _limits(prefix: str, bounds: Sequence[Bound]) -> Iterator[GaugeMetricFamily]:
+def _breaches(prefix: str, counts: Mapping[str, int]) -> CounterMetricFamily:
+    breaches = CounterMetricFamily(f"{prefix}_breaches", "How often a bound was exceeded.", labels=["bound"])
+    for bound, count in counts.items():
+        breaches.add_metric([bound], count)
+    return breaches
+
+
+def _limits(prefix: str, bounds: Sequence[Bound]) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     limits = GaugeMetricFamily(f"{prefix}_bound", "The bounds in force.", labels=["bound", "unit"])
     used = GaugeMetricFamily(f"{prefix}_bound_used", "What is used of a bound now.", labels=["bound", "unit"])
     for bound in bounds:
@@ -115,6 +123,9 @@ def _limits(prefix: str, bounds: Sequence[Bound]) -> Iterator[GaugeMetricFamily]
     yield limits
     if used.samples:
         yield used
+    counted = {bound.name: bound.breaches for bound in bounds if bound.breaches is not None}
+    if counted:
+        yield _breaches(prefix, counted)
 
 
 def exposition(read: Callable[[], list[Reading]], bounds: Callable[[], Sequence[Bound]]) -> bytes:

@@ -30,7 +30,7 @@ from relay.errors import ListenError, RelayError
 from relay.handshake import Refused, Request, plain
 from relay.internal import Facts, Internal
 from relay.link import Link
-from relay.logs import to_stderr
+from relay.logs import WAITING, Lines, to_stderr
 from relay.metrics import Bound
 from relay.page import index
 from relay.preflight import Preflight
@@ -56,6 +56,7 @@ class Server:
 
     Args:
         settings: of the process.
+        lines: its log, for the metrics.
 
     Raises:
         ListenError: an address cannot be listened on.
@@ -63,8 +64,9 @@ class Server:
         CoreMissing: tokens are asked for, and PyJWT is not there.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, lines: Lines) -> None:
         self.settings = settings
+        self._lines = lines
         self._keys = Keys(settings.token_secret.get_secret_value()) if settings.token_secret else None
         self.loop = asyncio.get_running_loop()
         self.limit = max_connections(settings)
@@ -393,6 +395,7 @@ class Server:
             Bound("per_address", "sockets", settings.max_per_address or 0),
             Bound("proxy_header", "bytes", LONGEST_INTRODUCTION if settings.proxy_protocol else 0),
             Bound("topics", "topics", settings.max_topics, self.topics()),
+            Bound("log_lines", "lines", WAITING, self._lines.waiting, self._lines.dropped),
             Bound("fragments", "frames", settings.max_fragments),
             Bound("frame_rate", "frames/s", settings.frame_rate),
             Bound("frame_burst", "frames", settings.frame_burst),
@@ -549,14 +552,14 @@ def run(settings: Settings) -> int:
     async def serve() -> None:
         for warning in settings.warnings:
             log.warning(warning)
-        server = Server(settings)
+        server = Server(settings, lines)
         # What is here now stays: a collection that walked all of it again stopped every delivery for 12 ms.
         gc.collect()
         gc.freeze()
         await server.run()
 
     with (
-        to_stderr(min(levels, key=lambda level: int(logging.getLevelName(level)))),
+        to_stderr(min(levels, key=lambda level: int(logging.getLevelName(level)))) as lines,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         runner.run(serve())

@@ -97,7 +97,10 @@ def test_every_bound_is_told_and_every_breach_has_its_bound(bounded):
     own = bounded.samples("preflight2_bound")
     assert own == {"message_size": 65536, "write_timeout": 10, "pong_timeout": 1}
     assert bounded.breaches().keys() <= told.keys() | own.keys()
-    assert bounded.samples("relay_bound_used").keys() == {"heads", "connections", "topics", "inbound", "live"}
+    assert bounded.samples("relay_bound_used").keys() == {
+        *("heads", "connections", "topics", "inbound", "live", "log_lines")
+    }
+    assert bounded.samples("relay_breaches_total") == {"log_lines": 0}
 
 
 @pytest.mark.parametrize(
@@ -123,10 +126,11 @@ def test_a_request_head_that_does_not_come(bounded, counted):
 
 
 def test_too_many_request_heads(bounded):
-    """The request for the metrics is one, too."""
     before = bounded.breaches()["heads"]
     with contextlib.ExitStack() as stack:
         wires = [stack.enter_context(Wire(address_of(bounded.status_url))) for _ in range(17)]
+        for wire in wires:
+            wire.send(b"GET /")
         assert wires[0].ended() == b""
         assert bounded.breaches()["heads"] > before
         assert bounded.samples("relay_bound_used")["heads"] <= 16
@@ -161,6 +165,7 @@ def test_too_many_topics_of_both_services_together(bounded, counted):
         ("fragments", frame(TEXT, final=False) + frame(0, final=False) * 4, 1009),
         ("frame_rate", frame(PONG) * 12, 1008),
     ],
+    ids=("message_size", "fragments", "frame_rate"),
 )
 def test_what_a_client_may_send(bounded, counted, bound, data, code):
     with counted({bound: 1}), Peer(f"{bounded.status_url}/r1:wepp") as peer:
