@@ -3,6 +3,7 @@
 import json
 import re
 import ssl
+import tempfile
 import threading
 import time
 
@@ -514,8 +515,9 @@ def test_tls_asked_of_a_redis_that_has_none_and_the_reverse(relay, redis_server,
         assert process.http("status", "/readyz")[0] == 503
 
 
-def test_a_unix_socket_of_redis(relay, new_redis, tmp_path, join):
-    server = new_redis("--unixsocket", str(tmp_path / "redis.sock"), "--unixsocketperm", "700")
-    process = relay(env={"REDIS_URL": f"unix://{tmp_path}/redis.sock"})
-    serves(process, server, join)
+def test_a_unix_socket_of_redis(relay, new_redis, join):
+    with tempfile.TemporaryDirectory() as directory:  # a short path: CLIENT LIST cuts it at 63 bytes
+        server = new_redis("--unixsocket", f"{directory}/redis.sock", "--unixsocketperm", "700")
+        process = relay(env={"REDIS_URL": f"unix://{directory}/redis.sock"})
+        serves(process, server, join)
     assert server.execute("CLIENT", "LIST").count(b"redis.sock:0 laddr") == 4

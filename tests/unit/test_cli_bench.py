@@ -151,7 +151,9 @@ def test_ctrl_c_writes_what_there_is(call):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_other_ends_are_as_ctrl_c(call, number):
+def test_other_ends_are_as_ctrl_c(call, number, request):
+    known = signal.signal(number, signal.SIG_DFL)  # under nohup, SIGHUP is ignored
+    request.addfinalizer(lambda: signal.signal(number, known))
     before = signal.getsignal(number)
 
     def cut_short(*args):
