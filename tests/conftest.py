@@ -36,6 +36,8 @@ READY_SECONDS = 15.0
 os.environ["PATH"] += ":/usr/local/sbin:/usr/sbin:/sbin"
 
 
+pytest_plugins = ["tests.faults.report"]
+
 # --- tools that may be missing -----------------------------------------------------------------------------
 
 REQUIRE_ALL = os.environ.get("RELAY_TEST_REQUIRE") == "all"

@@ -23,6 +23,7 @@ def unread():
         os.close(fd)
 
 
+@pytest.mark.row("F33")
 def test_f33_a_log_that_nobody_reads_holds_up_nothing(unread, redis_server, tmp_path):
     read, write = unread
     process = Relay(["status"], {"REDIS_URL": redis_server.url}, tmp_path, stderr=write)

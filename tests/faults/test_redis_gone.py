@@ -108,7 +108,7 @@ def test_a_clean_restart(relay, redis_server, recorder, worker, told, kept):
     told.observed("no frame while it was away; a relay that is not silent shows an empty checklist")
     told.bound("one fresh snapshot, no transient state")
     if kept:
-        with pytest.raises(AssertionError, match="promise 7, no transient state"):
+        with pytest.raises(AssertionError, match="promise 7, never back in time"):
             judges[1].verdict()
 
 

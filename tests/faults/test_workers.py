@@ -108,6 +108,7 @@ def nothing(server, recorder):
     pass
 
 
+@pytest.mark.row("F34")
 @pytest.mark.parametrize("mode", ["direct", "queued"])
 @pytest.mark.parametrize("fault", [nothing, kill, freeze, silence, swallow, cut, full], ids=lambda f: f.__name__)
 def test_each_line_is_accounted_for(redis_server, mode, fault):
@@ -169,6 +170,7 @@ def judge(recorder, reports, mode, totals=TOTALS):
         assert not any(counts["waiting"] for counts in reports.values())
 
 
+@pytest.mark.row("F34")
 @pytest.mark.parametrize("fault", [kill, freeze, swallow, full], ids=lambda f: f.__name__)
 def test_each_line_of_a_work_horse_is_accounted_for(redis_server, redis_url, fault):
     """Work-horses leave through os._exit; that what waits there is lost without client.rq is tried beside its tests."""

@@ -6,6 +6,8 @@ from tests.fuzz.reference import Endpoint
 from tests.fuzz.targets import MAX_FRAGMENTS, MAX_MESSAGE, TALKS, Heads, Requests, Talk, kept
 from tests.unit.rig import client_frame
 
+pytestmark = pytest.mark.row("S10")
+
 
 @pytest.mark.parametrize("target", [Talk, Requests])
 def test_what_was_kept_breaks_no_rule(target):

@@ -77,6 +77,7 @@ def every_command(server):
                 yield [*sub[0].decode().split("|"), *["1"] * (abs(sub[1]) - 2)]
 
 
+@pytest.mark.row("S8")
 @pytest.mark.parametrize("user", MAY)
 def test_of_all_commands_only_those_it_needs(guarded, user):
     may = set()
@@ -148,6 +149,7 @@ EVERYBODY = [
 ]
 
 
+@pytest.mark.row("S8")
 @pytest.mark.parametrize("user", MAY)
 def test_what_a_role_must_not_is_refused(guarded, user):
     with connected(guarded, user) as connection:
@@ -172,6 +174,7 @@ def test_every_run_is_within_the_patterns(guarded, run):
         assert not refused(connection, "PUBLISH", f"{run}:wepp", "x")
 
 
+@pytest.mark.row("S8")
 def test_relay_and_worker_work_as_their_users(guarded, relay, join, fresh_client, wd, tmp_path):
     path = str(tmp_path / "internal.sock")
     env = {

@@ -142,6 +142,7 @@ def test_paths_that_name_a_topic(relay, redis_server, service):
             wait_for(lambda c=channel: redis_server.channels() == [c.encode()], f"{path} subscribed")
 
 
+@pytest.mark.row("S5")
 @pytest.mark.parametrize("service", ["status", "preflight"])
 def test_paths_that_name_nothing_are_refused_and_reach_no_redis(relay, redis_server, service):
     process = relay(service, env={"REDIS_URL": redis_server.url})
@@ -247,6 +248,7 @@ BAD_HEADS = {
 }
 
 
+@pytest.mark.row("F24")
 @pytest.mark.parametrize("name", BAD_HEADS)
 def test_heads_that_cannot_be_served(status, name):
     data, code = BAD_HEADS[name]
@@ -262,6 +264,7 @@ def test_no_extension_and_no_subprotocol_is_agreed_on(status, join):
     assert not {"sec-websocket-extensions", "sec-websocket-protocol"} & answer.headers.keys()
 
 
+@pytest.mark.row("F26")
 def test_a_head_may_come_byte_by_byte_and_frames_right_behind_it(status):
     with Wire(address_of(status)) as wire:
         for byte in upgrade("/r1:wepp"):
@@ -380,6 +383,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.row("S2")
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_rule_closes_that_client_alone_with_its_code(status, join, worker, redis_url, name):
     data, code = BROKEN[name]
@@ -440,6 +444,7 @@ def test_a_heartbeat_is_a_ping_of_both_kinds_in_one_write(fast, join):
         assert 0.4 < times[-1] - times[0] < 3.0
 
 
+@pytest.mark.row("F20")
 def test_who_keeps_silent_is_closed_with_1008(fast, join):
     began = time.monotonic()
     silent = [join(url) for url in fast for _ in range(10)]
@@ -459,6 +464,7 @@ LIFE = {  # first, and then over and over
 }
 
 
+@pytest.mark.row("F21")
 def test_any_frame_is_life_and_nothing_less_is(fast, join):
     """Each of these alone keeps its client; who says nothing, or the bytes of an endless frame, is gone meanwhile."""
     living = {(name, url): join(url) for name in LIFE for url in fast}
@@ -536,6 +542,7 @@ ORIGINS = {
 }
 
 
+@pytest.mark.row("S4")
 def test_origins(relay):
     process = relay("status", env={"STATUS_ALLOWED_ORIGINS": ALLOWED})
     url = f"{process.status_url}/r1:wepp"

@@ -89,6 +89,7 @@ def delivers(process, worker, redis_url, peer):
     assert peer.data() == "alive"
 
 
+@pytest.mark.row("F30")
 @pytest.mark.needs("prlimit")
 def test_when_full_newcomers_get_503_and_nothing_spins(limited, peers, worker, redis_url):
     first = peers.enter_context(Peer(f"{limited.url}/r0:wepp"))
@@ -108,6 +109,7 @@ def test_when_full_newcomers_get_503_and_nothing_spins(limited, peers, worker, r
     assert peers.enter_context(Peer(f"{limited.url}/r1:wepp")).alive()
 
 
+@pytest.mark.row("F30")
 @pytest.mark.needs("prlimit")
 def test_health_is_answered_however_many_are_refused(limited, peers):
     """Who is refused does not linger in the few places that health paths are answered from."""
@@ -120,6 +122,7 @@ def test_health_is_answered_however_many_are_refused(limited, peers):
         assert ask(limited.url, head("/health")).status == 200
 
 
+@pytest.mark.row("F30")
 @pytest.mark.needs("prlimit")
 def test_when_accept_itself_fails_nothing_spins_and_it_recovers(limited, peers, worker, redis_url):
     """The limit is lowered under what is open: accept(2) fails with EMFILE, whatever is left of our own count."""

@@ -47,6 +47,7 @@ def is_ready(process):
 # ---- interest ----
 
 
+@pytest.mark.row("F17")
 @pytest.mark.parametrize("seed", range(3))
 def test_redis_knows_what_the_model_says_after_any_joins_and_leaves(both, redis_server, join, knock, seed):
     choose = random.Random(seed)
@@ -81,6 +82,7 @@ def test_redis_knows_what_the_model_says_after_any_joins_and_leaves(both, redis_
             assert peer.alive()
 
 
+@pytest.mark.row("F17")
 @pytest.mark.parametrize("order", ["leaves first", "joins first"])
 def test_the_last_client_leaves_as_a_new_one_joins(both, redis_server, join, knock, order):
     """Both in one turn of the relay's loop, in either order, again and again: no subscription is lost."""

@@ -19,6 +19,8 @@ from tests.conftest import OURS, Relay
 from tests.integration.peers import Peer, Refused, ask, head, upgrade, wait_for
 from tests.integration.test_operators import asked
 
+pytestmark = pytest.mark.row("S7")
+
 IN_URL = "url+pass/w0rd?&=%"
 IN_FILE = "file-passw0rd-'\"-ü"
 SIGNING = "signing-s3cr3t-" + 32 * "z"

@@ -47,6 +47,7 @@ def test_who_reads_without_a_pause_survives_a_burst(relay, worker, redis_url, ms
     assert min(got) > number * size, "closed before the end"
 
 
+@pytest.mark.row("F19")
 def test_memory_comes_back(relay, worker, redis_url):
     process = relay("status", env={"STATUS_METRICS_ENABLED": "1"})
     redis = worker(redis_url)

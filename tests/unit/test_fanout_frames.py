@@ -91,6 +91,7 @@ STREAM = (
 )
 
 
+@pytest.mark.row("F26")
 @pytest.mark.parametrize("split", range(len(STREAM) + 1))
 def test_replies_split_anywhere_give_the_same(split):
     rig = Rig()
@@ -147,6 +148,7 @@ INBOUND = (
 )
 
 
+@pytest.mark.row("F26")
 @pytest.mark.parametrize("split", range(len(INBOUND) + 1))
 def test_frames_split_anywhere_give_the_same(split):
     rig = Rig()
@@ -162,6 +164,7 @@ def test_frames_split_anywhere_give_the_same(split):
         rig.close()
 
 
+@pytest.mark.row("F26")
 def test_frames_byte_by_byte(rig):
     sock = rig.join(b"t")
     for byte in INBOUND:
@@ -207,6 +210,7 @@ BAD = {
 }
 
 
+@pytest.mark.row("S1", "S2")
 @pytest.mark.parametrize("name", BAD)
 def test_a_broken_rule_closes_with_its_code(rig, name):
     data, code = BAD[name]

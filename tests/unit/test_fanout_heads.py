@@ -271,6 +271,7 @@ def heads(draw):
     return bytes(data)
 
 
+@pytest.mark.row("F24")
 @settings(max_examples=3000, deadline=None)
 @given(heads())
 def test_nothing_is_plain_that_the_judge_refuses(data):

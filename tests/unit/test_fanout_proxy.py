@@ -91,6 +91,7 @@ LINES = {
 }
 
 
+@pytest.mark.row("F26")
 @pytest.mark.parametrize("name", LINES)
 def test_at_once_and_cut_at_every_byte(rig, name):
     header, address = LINES[name]

@@ -76,6 +76,7 @@ def test_allowed_origins(origin):
     assert origin_allowed(ORIGINS, origin)
 
 
+@pytest.mark.row("S4")
 @pytest.mark.parametrize("origin", REFUSED)
 def test_refused_origins(origin):
     assert not origin_allowed(ORIGINS, origin)
@@ -94,6 +95,7 @@ def test_what_is_read_of_a_request_is_judged_alike(origin):
         assert origin_allowed(ORIGINS, found) is (origin in ALLOWED)
 
 
+@pytest.mark.row("S4")
 @pytest.mark.parametrize("second", ["https://wepp.cloud", "https://evil.org", ""])
 def test_two_origins_are_none(second):
     for lines in (("https://wepp.cloud", second), (second, "https://wepp.cloud")):
