@@ -227,7 +227,7 @@ cdef class Clients:
     def close_some(self, uint32_t count, int code, bytes reason=b"") -> int:
         """Closes up to `count` websockets, whichever; how many are left. For a drain that spreads its closes.
 
-        With the last of them go those that never became one: a browser's spare connections hold up no drain.
+        With the last of them go those that are none yet: a browser's spare connections hold up no drain.
         """
         cdef uint32_t i, left = 0
         for i in range(self.high):
@@ -238,10 +238,33 @@ cdef class Clients:
                     self.part(i, code, reason, True)
                 else:
                     left += 1
-        for i in range(self.high):
-            if left == 0 and HEAD <= self.slots[i].stage <= PARKED:
-                self.bury(i)
+        if left == 0:
+            self.end_requests()
         return left
+
+    cdef int end_requests(self) except -1:
+        """Ends those that are no websockets yet: an answer for who has asked, or may just be about to.
+
+        Of 600 who waited in the accept queue of a stopped process, some were reset unread in one drain of three.
+        """
+        cdef uint32_t i
+        cdef Slot *slot
+        for i in range(self.high):
+            slot = &self.slots[i]
+            if slot.dead:
+                continue
+            if slot.stage == PARKED:
+                self.turn_away(i, ENDING)
+            elif slot.stage == HEAD and slot.deadline + PROMPT_TICKS <= self.now + self.head_ticks and \
+                    recv(slot.fd, self.inbox, 1, MSG_DONTWAIT | MSG_PEEK) <= 0:
+                self.give_up_head(i)
+        return 0
+
+    cdef int give_up_head(self, uint32_t index) except -1:
+        if self.slots[index].inbound is NULL:
+            self.bury(index)  # it never said a word: a port scan, or a browser's spare connection
+            return 0
+        return self.turn_away(index, self.head_too_slow)
 
     def ping(self, uint64_t client) -> bool:
         """A heartbeat at once: `{"type":"ping"}` and a protocol ping."""

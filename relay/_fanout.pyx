@@ -90,7 +90,7 @@ cdef extern from * nogil:
     int epoll_wait(int ep, epoll_event *events, int most, int timeout)
     enum: EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLL_CLOEXEC
     enum: EPOLLIN, EPOLLOUT
-    enum: MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR
+    enum: MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR
     ssize_t send(int fd, const void *data, size_t size, int flags)
     ssize_t recv(int fd, void *data, size_t size, int flags)
     int shutdown(int fd, int how)
@@ -120,7 +120,7 @@ cdef enum:
     ACCEPTS = 64            # connections taken from one listener in one round
     SLICE_NS = 2000000      # deliveries and handshakes run so long before the event loop gets its turn
     INBOX = 65536           # one read of a client
-    PROMPT_TICKS = 2        # where there is no room, a head that has not come by now makes way
+    PROMPT_TICKS = 2        # a head that has not come by now makes way, where there is no room or the end has come
     LINGER_TICKS = 20       # 2 s for the peer's close or end of file
     LINGER_READS = 64       # meanwhile, each of 64 KiB at most: a flood of 200 MB was read to its end
     CATCH_UP = 5            # ticks that one call makes up for: a stopped process must not judge by time it slept
@@ -154,6 +154,7 @@ cdef bytes NOT_INTRODUCED = plain_answer(
     b"400 Bad Request", b"A connection of a trusted proxy must begin with a PROXY header (RELAY_PROXY_PROTOCOL).\n")
 cdef bytes UNDECIDED = plain_answer(b"500 Internal Server Error", b"The relay failed to judge this request; its log says why.\n")
 cdef bytes FULL = plain_answer(b"503 Service Unavailable", b"No room for more connections.\n", b"Retry-After: 5\r\n")
+cdef bytes ENDING = plain_answer(b"503 Service Unavailable", b"This relay is restarting.\n", b"Retry-After: 1\r\n")
 cdef bytes NO_MEMORY = plain_answer(
     b"503 Service Unavailable", b"Too much memory is held by requests that are not complete.\n", b"Retry-After: 5\r\n")
 

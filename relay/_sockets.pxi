@@ -149,12 +149,6 @@ cdef class Sockets(Clients):
         self.breach(oldest, CONNECTIONS)
         return self.give_up_head(oldest)
 
-    cdef int give_up_head(self, uint32_t index) except -1:
-        if self.slots[index].inbound is NULL:
-            self.bury(index)  # it never said a word: a port scan, or a browser's spare connection
-            return 0
-        return self.turn_away(index, self.head_too_slow)
-
     # ---- reading ----
 
     cdef int on_readable(self, uint32_t index) except -1:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.unit.rig import ANSWER, HEARTBEAT, Rig, client_frame, close_code, resp, server_frames, texts
+from tests.unit.rig import ANSWER, HEARTBEAT, Rig, client_frame, close_code, ready, resp, server_frames, texts
 
 BOUND = 262144
 
@@ -644,7 +644,27 @@ def test_close_some_spreads_and_the_last_take_the_rest_with_them(rig):
     assert rig.core.totals()["sockets"] == 6
     assert rig.core.close_some(2, 1012, b"restart") == 0
     assert [close_code(rig.received(s, 4)) for s in clients] == [1012] * 5
+    assert rig.core.totals()["sockets"] == 6, "a spare connection may be about to ask"
+    rig.tick_until(lambda: rig.core.close_some(2, 1012) == 0 and rig.core.totals()["sockets"] == 5)
     assert rig.ended(spare) == b""
+
+
+def test_the_end_answers_who_has_asked(make_rig):
+    """They were reset, unread or with their handshake half done."""
+    rig = make_rig()
+    rig.decide = lambda client, head, full: b"parked" in head and rig.core.accept(client, ANSWER)
+    parked, asking, slow = (rig.connect() for _ in range(3))
+    parked.sendall(b"GET /parked HTTP/1.1\r\n\r\n")
+    slow.sendall(b"GET /slow HTTP/1.1\r\n")
+    rig.until(lambda: rig.requests and rig.core.totals()["sockets"] == rig.core.totals()["heads"] + 2 == 3)
+    for _ in range(3):
+        ready(0.1)
+        rig.core.tick()
+    asking.sendall(b"GET /asking HTTP/1.1\r\n\r\n")
+    assert rig.core.close_some(0, 1012) == 0
+    assert rig.ended(parked).startswith(b"HTTP/1.1 503 ")
+    assert rig.ended(slow).startswith(b"HTTP/1.1 408 ")
+    assert rig.ended(asking).startswith(b"HTTP/1.1 500 "), "this rig leaves it undecided"
 
 
 def test_stop_listening(rig):
