@@ -355,7 +355,7 @@ cdef class Clients:
         if slot.dead:
             return 0
         if slot.backlog is NULL:
-            sent = send(slot.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+            sent = relay_send(slot.fd, data, size)
             if sent == <ssize_t>size:
                 return 0
             if sent < 0:

@@ -115,7 +115,7 @@ cdef class Sockets(Clients):
             index = self.high
             self.high += 1
         else:
-            send(fd, PyBytes_AS_STRING(FULL), PyBytes_GET_SIZE(FULL), MSG_DONTWAIT | MSG_NOSIGNAL)
+            relay_send(fd, PyBytes_AS_STRING(FULL), PyBytes_GET_SIZE(FULL))
             shutdown(fd, SHUT_WR)
             recv(fd, self.inbox, INBOX, MSG_DONTWAIT)  # a close with a request unread would reset the answer away
             close(fd)
