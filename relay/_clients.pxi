@@ -27,6 +27,8 @@ cdef class Clients:
     cdef Peers peers
     cdef list services, listeners, emptied
     cdef Line fresh, unfinished  # topics to be delivered, and those whose delivery has begun
+    cdef int rest           # an eventfd, readable while `left`
+    cdef readonly bint left # whether the last flush has left something to the next
     cdef bint inside
     cdef object on_request, on_text, on_idle, on_error, on_binary
     cdef unsigned char *inbox
@@ -36,7 +38,7 @@ cdef class Clients:
                   uint32_t max_heads=1024, double head_timeout=5, on_request, on_text, on_idle, on_error,
                   on_binary=None):
         cdef uint32_t i
-        self.ep = -1
+        self.ep = self.rest = -1
         if not 0 < max_head <= INBOX or max_heads == 0:
             raise ValueError(f"{max_head} bytes of a head, {max_heads} heads at once")
         self.head_ticks = ticks(head_timeout)
@@ -55,8 +57,9 @@ cdef class Clients:
         self.free_slot = self.dead_slot = NONE
         self.silent.first = self.silent.last = self.begun.first = self.begun.last = NONE
         self.ep = epoll_create1(EPOLL_CLOEXEC)
-        if self.ep < 0:
-            raise OSError(errno, "no epoll instance")
+        self.rest = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        if self.ep < 0 or self.rest < 0:
+            raise OSError(errno, "no descriptor for an epoll instance or an eventfd")
         self.max_live = max_live
         self.services, self.listeners, self.emptied = [], [], []
         self.peers = Peers()
@@ -76,10 +79,27 @@ cdef class Clients:
         PyMem_RawFree(self.inbox)
         if self.ep >= 0:
             close(self.ep)
+        if self.rest >= 0:
+            close(self.rest)
 
     def fileno(self) -> int:
         """The epoll instance: readable when `poll` has something to do."""
         return self.ep
+
+    def unfinished_fileno(self) -> int:
+        """An eventfd: readable while a flush has left something to the next."""
+        return self.rest
+
+    cdef void tell_unfinished(self, bint left) noexcept:
+        """A descriptor, and no `call_soon`: that goes through the interpreter for each 2 ms, 40 us when its code is cold."""
+        cdef uint64_t count = 1
+        if left == self.left:
+            return
+        self.left = left
+        if left:
+            write(self.rest, &count, sizeof(count))
+        else:
+            read(self.rest, &count, sizeof(count))
 
     def add_service(self, *, bytes prefix=b"", bytes suffix=b"", bytes notice=b"", bint newest_only=False, double ping_interval=10,
                     double pong_timeout=75, double write_timeout=10, size_t max_message=65536,

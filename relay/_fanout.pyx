@@ -18,7 +18,7 @@ from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeASCII
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
 from libc.string cimport memcmp, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-from posix.unistd cimport close
+from posix.unistd cimport close, read, write
 
 include "_frames.pxi"
 include "_heads.pxi"
@@ -32,6 +32,7 @@ cdef extern from * nogil:
     #include <netinet/tcp.h>
     #include <string.h>
     #include <sys/epoll.h>
+    #include <sys/eventfd.h>
     #include <sys/socket.h>
     #include <sys/syscall.h>
     #include <sys/uio.h>
@@ -95,6 +96,8 @@ cdef extern from * nogil:
     struct epoll_event:
         uint32_t events
         epoll_data_t data
+    int eventfd(unsigned int count, int flags)
+    enum: EFD_CLOEXEC, EFD_NONBLOCK
     int epoll_create1(int flags)
     int epoll_wait(int ep, epoll_event *events, int most, int timeout)
     enum: EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLL_CLOEXEC
@@ -384,10 +387,12 @@ cdef class Core(Sockets):
         Half of the time is for topics that have not had any yet, so that one client's message need not wait for a
         burst to fifteen thousand others; the rest is for those that were not finished.
 
-        Called by a callback of the core it does nothing yet: its arrays are being walked over.
+        While something is left `unfinished_fileno` is readable: have the loop call this then. Called by a callback of the
+        core it does nothing yet: its arrays are being walked over.
         """
         cdef int64_t now = now_ns()
         if self.inside:
+            self.tell_unfinished(True)
             return True
         self.inside = True
         try:
@@ -397,7 +402,8 @@ cdef class Core(Sockets):
         finally:
             self.inside = False
             self.finish_turn()
-        return self.fresh.first is not None or self.unfinished.first is not None
+        self.tell_unfinished(self.fresh.first is not None or self.unfinished.first is not None)
+        return self.left
 
     cdef int serve(self, Line line, int64_t until) except -1:
         cdef Topic topic

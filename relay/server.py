@@ -93,7 +93,6 @@ class Server:
         self.ended: asyncio.Future[None] = self.loop.create_future()
         self._coalesce = float(settings.coalesce_ms) / 1000
         self._waiting: asyncio.TimerHandle | None = None
-        self._flushing = False
         self._listeners = [(service, _listen(service.settings)) for service in self.services]
         self._internal = self._make_internal()
         self._drain_from = self._drain_until = 0.0
@@ -152,6 +151,7 @@ class Server:
         for number, signals in ((signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")):
             self.loop.add_signal_handler(number, self.stop, signals)
         self.loop.add_reader(self.core.fileno(), self.core.poll)
+        self.loop.add_reader(self.core.unfinished_fileno(), self.core.flush)
         for service, sock in self._listeners:
             self.core.listen(sock.fileno(), service.index, introduced=self.settings.proxy_protocol)
             log.info(f"{service.name} listens on {_where(sock)}")
@@ -168,6 +168,7 @@ class Server:
         finally:
             timer.cancel()
             self.loop.remove_reader(self.core.fileno())
+            self.loop.remove_reader(self.core.unfinished_fileno())
             self._stop_accepting()
             self.core.stop_listening()
             for _, sock in self._internal.values():
@@ -244,20 +245,15 @@ class Server:
             self._waiting = self.loop.call_later(self._coalesce, self.flush)
 
     def flush(self) -> None:
-        """Flushes the core now, and again in the next turns of the loop while something is left.
+        """Flushes the core now; the loop goes on with it in its next turns while something is left.
 
         While something is left no read brings a flush of its own: each would take another 2 ms from everything else.
         """
         if self._waiting:
             self._waiting.cancel()
             self._waiting = None
-        if not self._flushing and self.core.flush():
-            self._flushing = True
-            self.loop.call_soon(self._flush_rest)
-
-    def _flush_rest(self) -> None:
-        self._flushing = False
-        self.flush()
+        if not self.core.left:
+            self.core.flush()
 
     # ---- called by the core ----
 

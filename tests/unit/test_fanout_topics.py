@@ -248,6 +248,19 @@ def crowd(make_rig):
     return rig, [rig.join(b"t") for _ in range(1500)]
 
 
+def test_the_loop_is_told_while_something_is_left(crowd):
+    rig, clients = crowd
+    rest = rig.core.unfinished_fileno()
+    assert not ready(0, rest)
+    rig.feed(resp(b"message", b"t", b"x"))
+    while rig.core.flush():
+        assert rig.core.left
+        assert ready(0, rest)
+    assert not rig.core.left
+    assert not ready(0, rest)
+    assert texts(rig.received(clients[-1], 30)) == ["x"]
+
+
 def test_joiners_and_leavers_during_a_delivery(crowd):
     rig, clients = crowd
     rig.feed(resp(b"message", b"t", b"first"))
@@ -322,6 +335,7 @@ def test_a_callback_that_flushes_waits_for_the_end_of_the_turn(rig):
     rig.decide = on_request
     c = rig.join(b"t")
     assert answers == [True], "something is left"
+    assert ready(0, rig.core.unfinished_fileno()), "and the loop comes back to it"
     assert [close_code(rig.ended(sock)) for sock in (a, b)] == [1008, 1008]
     rig.publish(b"t", b"y")
     assert texts(rig.received(c, 10)) == ["y"]
