@@ -175,19 +175,14 @@ class Link(Upstream):
 
     # ---- replies ----
 
-    def take_replies(self) -> None:
+    def take(self, nbytes: int) -> None:
         """Messages go into the core; the rest is heard here, in order."""
-        while replies := self.core.consume(self._reader, self.service):
-            for reply in replies:
-                self._on_reply(reply)
-        if self.core.bulky:
-            self.deliver()  # escaped, one read can be six times as long
+        self.core.take(self._reader, self._buffer, nbytes, self.service, self._on_reply, self.deliver)
 
     def buffer_updated(self, nbytes: int) -> None:
         """Of asyncio.BufferedProtocol: all that one read brought for a topic goes to each of its clients in one send.
 
-        The one way of every message: a look for the running loop here, which asks the kernel for the pid, and a frame
-        of the interpreter more made it 1.5 us instead of 1.2.
+        A look for the running loop here, which asks the kernel for the pid, made it 1.5 us instead of 1.2.
         """
         self._heard = self._loop.time()
         self.digest(nbytes)

@@ -83,6 +83,7 @@ class Server:
             on_error=self.on_error,
         )
         proxies = settings.trusted_proxies
+        self._asks_addresses = bool(proxies or settings.max_per_address)
         self.core.trust(
             proxies.networks,
             unix=proxies.unix,
@@ -103,7 +104,7 @@ class Server:
         process = self.settings
         commands = Commands(settings, self.fail, max_reply=process.max_reply_size)
 
-        deliver = self.deliver if process.coalesce_ms else self.flush
+        deliver = self.deliver if process.coalesce_ms else self.core.deliver_fresh
 
         def make_link(number: int) -> Link:
             return Link(settings, self.core, number, deliver, commands, self.fail, max_reply=process.max_reply_size)
@@ -111,7 +112,9 @@ class Server:
         if settings.name == "status":
             return Status(self.core, settings, make_link, commands, process)
         set_events = process.set_keyspace_events
-        return Preflight(self.core, settings, make_link, commands, process, self.flush, set_events=set_events)
+        return Preflight(
+            self.core, settings, make_link, commands, process, self.core.deliver_fresh, set_events=set_events
+        )
 
     def _make_internal(self) -> dict[int, tuple[Internal, socket.socket]]:
         """The listeners of operators, by their number in the core."""
@@ -245,15 +248,11 @@ class Server:
             self._waiting = self.loop.call_later(self._coalesce, self.flush)
 
     def flush(self) -> None:
-        """Flushes the core now; the loop goes on with it in its next turns while something is left.
-
-        While something is left no read brings a flush of its own: each would take another 2 ms from everything else.
-        """
+        """Ends the wait of `deliver`."""
         if self._waiting:
             self._waiting.cancel()
             self._waiting = None
-        if not self.core.left:
-            self.core.flush()
+        self.core.deliver_fresh()
 
     # ---- called by the core ----
 
@@ -288,13 +287,13 @@ class Server:
             if full:
                 self.core.breached(number, "connections")
             self.core.refuse(client, handshake.busy("No room for more connections."))
-        elif self.topics() >= self.settings.max_topics and not self.core.watched(number, route.topic):
+        elif not self.core.watched(number, route.topic) and self.topics() >= self.settings.max_topics:
             self.core.breached(number, "topics")
             self.core.refuse(client, handshake.busy("This relay watches as many topics as it may."))
         elif not handshake.origin_allowed(service.settings.allowed_origins, request.origin):
             name = f"{service.name.upper()}_ALLOWED_ORIGINS"
             self.core.refuse(client, plain("403 Forbidden", f"This Origin is not among those of {name}.\n"))
-        elif not self._has_room(client, head):
+        elif self._asks_addresses and not self._has_room(client, head):
             self.core.refuse(client, handshake.busy("Too many connections from this address."))
         else:
             self.core.accept(client, request.upgrade, request.version, expires_in)

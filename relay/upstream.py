@@ -23,12 +23,12 @@ from typing import cast
 
 import hiredis
 
+from relay._fanout import FEED_SIZE
 from relay.errors import ConfigError, RedisGivenUp, RelayError
 from relay.settings import ServiceSettings
 from relay.values import RedisAddress
 
 READ_SIZE = 65536  # of one read from Redis: the longest burst that a read can make
-SLICE = 16384  # hiredis moves its whole unread tail for every KiB consumed: never feed it more at once
 MAX_REPLY = 32 << 20  # bytes of a reply, where nothing else is said (DESIGN.md, "Bounds")
 PIPELINE = 64  # commands in flight
 PING_EVERY = 5.0  # seconds
@@ -341,9 +341,7 @@ class Upstream(asyncio.BufferedProtocol, ABC):
     def digest(self, nbytes: int) -> None:
         """Takes what whole replies the buffer's first `nbytes` complete."""
         try:
-            for start in range(0, nbytes, SLICE):
-                self._reader.feed(self._buffer, start, min(SLICE, nbytes - start))  # type: ignore[arg-type]
-                self.take_replies()
+            self.take(nbytes)
             if self._reader.len() > self.max_reply:
                 self.large_replies += 1
                 self.abort(f"a reply of more than {self.max_reply} bytes; see RELAY_MAX_REPLY_SIZE")
@@ -386,8 +384,12 @@ class Upstream(asyncio.BufferedProtocol, ABC):
     # ---- what the two kinds do ----
 
     @abstractmethod
-    def take_replies(self) -> None:
-        """Takes whatever whole replies the reader has."""
+    def take(self, nbytes: int) -> None:
+        """Feeds the reader the buffer's first `nbytes`, FEED_SIZE at once, and takes whatever whole replies it has.
+
+        Raises:
+            hiredis.ProtocolError: bytes that are no reply.
+        """
 
     def behind(self) -> bool:
         """Whether what was read should be delivered before more is."""
@@ -472,8 +474,13 @@ class Commands(Upstream):
         else:
             self._watch()
 
-    def take_replies(self) -> None:
+    def take(self, nbytes: int) -> None:
         """Each reply settles the oldest command."""
+        for start in range(0, nbytes, FEED_SIZE):
+            self._reader.feed(self._buffer, start, min(FEED_SIZE, nbytes - start))  # type: ignore[arg-type]
+            self._settle_replies()
+
+    def _settle_replies(self) -> None:
         while (reply := self._reader.gets()) is not False:
             if self.greeted(reply):
                 continue
