@@ -183,10 +183,11 @@ cdef class Core(Sockets):
             hiredis.ProtocolError: bytes that are no reply.
         """
         cdef Service s = self.services[service]
-        cdef Py_ssize_t start
+        cdef Py_ssize_t start = 0
         cdef list rest
-        for start in range(0, size, FEED):
+        while start < size:
             reader.feed(buffer, start, min(<Py_ssize_t>FEED, size - start))
+            start += FEED
             rest = self.run_dry(reader, s)
             while rest:
                 for reply in rest:

@@ -440,43 +440,50 @@ cdef class Sockets(Clients):
         self.breach(index, HEAD_TIMEOUT)
         return self.give_up_head(index)
 
+    # With a step that is no literal, Cython's `range` is the interpreter's, with an object for each number: hence `while`.
+
     cdef int sweep(self) except -1:
         """A tenth of the slots: each is looked at once a second."""
-        cdef uint32_t i
-        cdef Slot *slot
+        cdef uint32_t i = self.now % SWEEP
+        while i < self.high:
+            if not self.slots[i].dead:
+                self.look_at(i)
+            i += SWEEP
+        return 0
+
+    cdef int look_at(self, uint32_t index) except -1:
+        """Whether a connection has lasted too long: in closing, in silence, beyond its permission, or with bytes that wait."""
+        cdef Slot *slot = &self.slots[index]
         cdef Service service
-        for i in range(self.now % SWEEP, self.high, SWEEP):
-            slot = &self.slots[i]
-            if slot.dead:
-                continue
-            if slot.stage == CLOSING:
-                if slot.deadline <= self.now:
-                    self.bury(i)
-                continue
-            if slot.stage != OPEN:
-                continue
-            service = self.services[slot.service]
-            if self.now - slot.heard > service.silence:
-                self.breach(i, PONG_TIMEOUT)
-                self.part(i, 1008, b"no pong in time", True)
-                self.bury(i)  # nothing will come from there any more
-            elif slot.expires and slot.expires <= self.now:
-                self.part(i, 1008, b"permission expired", True)
-            elif slot.backlog is not NULL and slot.backlog.count and not service.newest_only and \
-                    self.now - backlog_at(slot.backlog, 0).since > service.write_timeout:
-                self.breach(i, WRITE_TIMEOUT)
-                self.dismiss(i, 1013, b"too slow: nothing was taken in time")
+        if slot.stage == CLOSING:
+            if slot.deadline <= self.now:
+                self.bury(index)
+            return 0
+        if slot.stage != OPEN:
+            return 0
+        service = self.services[slot.service]
+        if self.now - slot.heard > service.silence:
+            self.breach(index, PONG_TIMEOUT)
+            self.part(index, 1008, b"no pong in time", True)
+            self.bury(index)  # nothing will come from there any more
+        elif slot.expires and slot.expires <= self.now:
+            self.part(index, 1008, b"permission expired", True)
+        elif slot.backlog is not NULL and slot.backlog.count and not service.newest_only and \
+                self.now - backlog_at(slot.backlog, 0).since > service.write_timeout:
+            self.breach(index, WRITE_TIMEOUT)
+            self.dismiss(index, 1013, b"too slow: nothing was taken in time")
         return 0
 
     cdef int send_heartbeats(self, Service service) except -1:
         """One in every `ping_every` slots: spread over the interval, without a timer for anyone."""
-        cdef uint32_t i, every = service.ping_every
+        cdef uint32_t i = self.now % service.ping_every
         cdef Slot *slot
-        for i in range(self.now % every, self.high, every):
+        while i < self.high:
             slot = &self.slots[i]
             # Behind what waits, too: who is always a little behind must be heard of, or ends as one that is silent.
             if slot.stage == OPEN and slot.service == service.index and not slot.dead:
                 self.say(i, HEARTBEAT, HEARTBEAT_SIZE)
+            i += service.ping_every
         return 0
 
     cdef void give_back(self) noexcept:
