@@ -37,7 +37,6 @@ cdef class Clients:
     def __cinit__(self, *, uint32_t limit, size_t max_live, size_t max_inbound=67108864, size_t max_head=8192,
                   uint32_t max_heads=1024, double head_timeout=5, on_request, on_text, on_idle, on_error,
                   on_binary=None):
-        cdef uint32_t i
         self.ep = self.rest = -1
         if not 0 < max_head <= INBOX or max_heads == 0:
             raise ValueError(f"{max_head} bytes of a head, {max_heads} heads at once")
@@ -271,11 +270,9 @@ cdef class Clients:
         cdef Slot *slot
         for i in range(self.high):
             slot = &self.slots[i]
-            if slot.dead:
-                continue
-            if slot.stage == PARKED:
+            if slot.stage == PARKED and not slot.dead:
                 self.turn_away(i, ENDING)
-            elif slot.stage == HEAD and slot.deadline + PROMPT_TICKS <= self.now + self.head_ticks and \
+            elif slot.stage == HEAD and not slot.dead and slot.deadline + PROMPT_TICKS <= self.now + self.head_ticks and \
                     recv(slot.fd, self.inbox, 1, MSG_DONTWAIT | MSG_PEEK) <= 0:
                 self.give_up_head(i)
         return 0
@@ -323,12 +320,14 @@ cdef class Clients:
         backlog_push(slot.backlog, burst, sent, self.now)
         if large and sent == 0 and slot.backlog.large is NULL:
             slot.backlog.large = burst
-        if service.newest_only or slot.stage != OPEN:
+        if slot.stage != OPEN:
             return 0
         waiting = backlog_waiting(slot.backlog)
-        if waiting > service.max_backlog:
+        if waiting > service.max_backlog:  # with `newest_only` these are pongs: 20 a second, and each a sign of life
             self.breach(index, BACKLOG)
             return self.dismiss(index, 1013, b"too slow: messages were waiting")
+        if service.newest_only:
+            return 0
         if (waiting > service.max_backlog // 2 or slot.backlog.large is not NULL) and not slot.backlog.crowded_at and \
                 self.now - slot.backlog.began <= YOUNG_TICKS:
             backlog_crowd(slot.backlog, service.max_backlog // 2)

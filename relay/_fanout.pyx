@@ -307,16 +307,17 @@ cdef class Core(Sockets):
             topic_seal(topic, WEBSOCKET)
         return 0
 
-    def announce_gap(self, int service, bytes text) -> None:
+    def announce_gap(self, int service, bytes text, name=None) -> None:
         """Tells the clients of every topic that messages may be missing here, behind all that came before.
 
         Args:
             service: its number.
             text: the frame, UTF-8, for those of protocol version 2. The others are counted in `untold`.
+            name: of the one topic, bytes, where it is not all of them.
         """
         cdef Service s = self.services[service]
         cdef Topic topic
-        for topic in list(s.topics.values()):
+        for topic in list(s.topics.values()) if name is None else [s.topics[name]] if name in s.topics else []:
             self.tell_gap(topic, text)
 
     cdef int tell_gap(self, Topic topic, bytes text) except -1:
@@ -596,5 +597,5 @@ cdef class Core(Sockets):
         assert bytes == backlog.bytes
         if backlog.count and slot.stage == OPEN:
             assert backlog_at(backlog, 0).start <= backlog.boundary <= backlog_at(backlog, 0).end
-            assert backlog_waiting(backlog) <= service.max_backlog or service.newest_only
+            assert backlog_waiting(backlog) <= service.max_backlog
         return 0

@@ -250,14 +250,17 @@ cdef class Sockets(Clients):
         """A proxy's PROXY header, and what has come behind it."""
         cdef Slot *slot = &self.slots[index]
         cdef size_t used = 0
-        cdef int known = read_proxy(data, size, slot.address, &used)
+        cdef unsigned char proxy[16]
+        cdef int known
+        memcpy(proxy, slot.address, 16)
+        known = read_proxy(data, size, slot.address, &used)
         if known < 0:
             self.breach(index, PROXY_HEADER)
             return self.turn_away(index, NOT_INTRODUCED)
         if known == 0:
             self.begin_head(index)
             return self.keep(slot, data, size, 0, self.max_head)
-        self.peers.introduce(slot)
+        self.peers.introduce(slot, proxy)
         self.keep(slot, data, size, used, self.max_head)
         if slot.inbound is NULL or slot.inbound.size == 0:
             return 0

@@ -290,7 +290,7 @@ def permit(keys: Keys, query: str, topic: bytes) -> float:
     Raises:
         Refused: 401 without a valid token, 403 where it is not for this topic (RFC 9110, sections 15.5.2 and 15.5.4).
     """
-    given = parse_qs(query).get("token", [""]) if "token=" in query else [""]
+    given = parse_qs(query, keep_blank_values=True).get("token", [""]) if "token=" in query else [""]
     try:
         grant = keys.verify(given[0] if len(given) == 1 else "")
     except Denied as denied:

@@ -74,6 +74,8 @@ def obstacles(service: Service, draining: bool) -> list[str]:
     found += [f"no Redis for {each.purpose}: {each.trouble or 'not connected yet'}" for each in down]
     if service.link.up and not service.link.proved:
         found.append(f"nothing that is published comes back over Redis for {service.link.purpose} yet")
+    if isinstance(service, Preflight) and service.refused:
+        found.append(f"Redis refuses to read runs: {service.refused}")
     return found
 
 

@@ -21,6 +21,7 @@ from relay.upstream import Commands, Lost
 
 SPACING = 0.025  # seconds between two reads of a run, so between two frames
 RECHECK = 50.0  # seconds until every watched run has been read again, event or not
+REFUSED_AGAIN = 5.0  # seconds between two tries where Redis does not let us read
 KEPT = 1000  # snapshots of runs that nobody watches, for who joins while Redis is away
 
 
@@ -30,7 +31,8 @@ class _Run:
 
     `snapshot` is the frame that all its clients hold; `reading` that an HGETALL is in flight; `dirty` that one more
     must follow; `due` the timer of a read that waits for its time; `read_at` when the last one was issued, `covered`
-    that its key events were subscribed by then; `current` that such a read has been answered, and nothing broke since.
+    that its key events were subscribed by then; `current` that such a read has been answered, and nothing broke since;
+    `shown_at` when the last one that was answered had been issued.
     """
 
     snapshot: bytes = b""
@@ -38,6 +40,7 @@ class _Run:
     dirty: bool = False
     due: asyncio.TimerHandle | None = None
     read_at: float = -SPACING
+    shown_at: float = 0.0
     covered: bool = False
     current: bool = False
 
@@ -90,6 +93,7 @@ class Preflight:
         self.set_events = set_events
         self._events_of = b"__keyspace@%d__:" % settings.redis.db  # and the key: the channel of its events
         self.log = logging.getLogger("relay.preflight")
+        self.refused = ""  # why Redis does not let this user read runs, where it does not
         self.events = ""  # what is known of Redis' key events: on, off or unknown
         self._runs: OrderedDict[bytes, _Run] = OrderedDict()
         self._kept: OrderedDict[bytes, bytes] = OrderedDict()
@@ -103,7 +107,7 @@ class Preflight:
         if state is None:
             state = self._runs[run] = _Run()
             self.link.want(self._events_of + run)
-        up = self.link.up and self.commands.up
+        up = self.link.up and self.commands.up and not self.refused
         if not state.snapshot and not up:
             self._recall(run, state)
         notice = READY if state.current else b"" if up else gap("link", time.time())
@@ -152,8 +156,8 @@ class Preflight:
         self._doubt(since)
 
     def _on_gone(self) -> None:
-        """The command connection broke: nothing can be read."""
-        self._doubt(time.time())
+        """The command connection broke: what was asked since its last answer was not read, nor can anything be."""
+        self._doubt(_unix(self.commands.sure))
 
     def _doubt(self, since: float) -> None:
         """What the clients hold may be old. Those that can be told are, once."""
@@ -197,6 +201,7 @@ class Preflight:
             self._on_error(run, state, error)
             return
         self._show(run, state, answer.result(), announced)
+        state.shown_at = state.read_at
         if state.covered and not state.current and self.commands.up:
             state.current = True
             if self.core.publish(self.index, run, READY, 2):
@@ -205,11 +210,34 @@ class Preflight:
             self._touch(run)
 
     def _on_error(self, run: bytes, state: _Run, error: BaseException) -> None:
-        """Nothing is sent. A lost connection reads all runs when it is back, the re-check tries a refused one again."""
-        if self.commands.up:
-            self.commands.report(logging.ERROR, f"Redis refuses to read a run: {error}")
-            if state.dirty:
-                self._touch(run)
+        """No snapshot is sent. A lost connection reads all runs when it is back, the re-check one that was refused."""
+        if not self.commands.up:
+            return
+        self.commands.report(logging.ERROR, f"Redis refuses to read a run: {error}")
+        if state.current:
+            self.core.announce_gap(self.index, gap("link", _unix(state.shown_at)), run)
+            self.deliver()
+        state.current = state.covered = False
+        if str(error).startswith("NOPERM") and not self.refused:
+            self.refused = str(error)
+            asyncio.get_running_loop().call_later(REFUSED_AGAIN, self._ask_again, run)
+        if state.dirty:
+            self._touch(run)
+
+    def _ask_again(self, run: bytes) -> None:
+        """Whether this user may read by now; watched or not, for somebody may come."""
+        self.commands.call(b"HGETALL", run).add_done_callback(lambda answer: self._on_asked_again(run, answer))
+
+    def _on_asked_again(self, run: bytes, answer: "asyncio.Future[object]") -> None:
+        if answer.cancelled():
+            return
+        error = answer.exception()
+        if isinstance(error, Lost) or (error is not None and str(error).startswith("NOPERM")):
+            asyncio.get_running_loop().call_later(REFUSED_AGAIN, self._ask_again, run)
+            return
+        self.refused = ""
+        for each in list(self._runs):
+            self._touch(each)
 
     def _show(self, run: bytes, state: _Run, fields: object, announced: bool) -> None:
         """Publishes the snapshot where it differs from what the clients hold."""
@@ -286,3 +314,8 @@ class Preflight:
         if state != self.events:
             self.events = state
             self.log.log(level, sentence)
+
+
+def _unix(at: float) -> float:
+    """A time of the loop's clock in unix seconds."""
+    return time.time() - (asyncio.get_running_loop().time() - at)

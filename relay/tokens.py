@@ -123,7 +123,10 @@ class Keys:
         if len(token) > MAX_TOKEN:
             raise Denied(f"it is longer than {MAX_TOKEN} bytes")
         claims = self._claims(token)
-        left = claims["exp"] - time.time()
+        try:
+            left = claims["exp"] - time.time()
+        except OverflowError:  # an integer of 400 digits
+            raise Denied("its exp is no time") from None
         if left <= 0:
             raise Denied("it has expired")
         return Grant(min(left, LONGEST), _patterns(claims, "run"), _patterns(claims, "channel"))

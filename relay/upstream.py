@@ -424,6 +424,8 @@ class Commands(Upstream):
         super().__init__(settings, "commands", fatal, resolve, max_reply)
         self.on_ready: list[Callable[[], None]] = []
         self.on_gone: list[Callable[[], None]] = []
+        self.sure = 0.0  # of the loop's clock: what was asked until then has been answered, when the connection broke
+        self._heard = 0.0
         self.instance = ""  # Redis' run_id; "" where it is not known
         self.instances = 0  # how many there have been: Redis was started anew, or another one answers now
         self._sent: deque[tuple[asyncio.Future[object], float]] = deque()
@@ -476,6 +478,7 @@ class Commands(Upstream):
 
     def take(self, nbytes: int) -> None:
         """Each reply settles the oldest command."""
+        self._heard = asyncio.get_running_loop().time()
         for start in range(0, nbytes, FEED_SIZE):
             self._reader.feed(self._buffer, start, min(FEED_SIZE, nbytes - start))  # type: ignore[arg-type]
             self._settle_replies()
@@ -526,6 +529,8 @@ class Commands(Upstream):
 
     def on_lost(self) -> None:
         """Nothing that was in flight is sent again: it may have been carried out."""
+        asked = self._sent[0][1] - self.settings.redis_request_timeout if self._sent else self._heard
+        self.sure = min(self._heard, asked)
         for timer in (self._timer, self._pinger):
             if timer:
                 timer.cancel()

@@ -112,6 +112,34 @@ def test_a_clean_restart(relay, redis_server, recorder, worker, told, kept):
             judges[1].verdict()
 
 
+# ---- F11: what is read is refused, and the connections stay ----
+
+
+@pytest.mark.row("F11")
+def test_reading_is_refused_meanwhile(relay, redis_server, worker, told):
+    """A checklist was stale for ever, and newcomers were told that it was not."""
+    connection = worker(redis_server)
+    process = relay("preflight", env={"REDIS_URL": redis_server.url})
+    url = process.preflight_url
+    with Peer(f"{url}/run1?v=2") as peer:
+        assert peer.checks() == set()
+        assert peer.message() == {"type": "ready"}
+        redis_server.execute("ACL", "SETUSER", "default", "-hgetall")
+        connection.hset("run1", "timestamps:build_channels", "10")
+        assert peer.message()["type"] == "gap"
+        assert not process.ready("preflight")
+        with Peer(f"{url}/run1?v=2") as newcomer:
+            assert newcomer.checks() == set(), "the last that is known"
+            assert newcomer.message()["type"] == "gap"
+        redis_server.execute("ACL", "SETUSER", "default", "+hgetall")
+        assert peer.checks() == {"channels"}
+        assert peer.message() == {"type": "ready"}
+    wait_for(lambda: process.ready("preflight"), "promise 4, heals")
+    told.injected("HGETALL taken from the relay's user and given again")
+    told.observed("told at the next write; 503 until it was given again")
+    told.bound("15 s")
+
+
 # ---- F7, F8, F9, F14: the subscriptions are reset ----
 
 

@@ -1,5 +1,6 @@
 """What the core bounds: each breach ends the one who broke it, and is counted under its own name."""
 
+import contextlib
 import gc
 import time
 
@@ -219,6 +220,20 @@ def test_who_is_being_closed_owes_its_frame_no_longer_than_there_is_room(make_ri
         assert rig.core.totals()["live_bytes"] <= live + 1_000_000
     assert breached(rig)["live"] >= 3
     assert breached(rig).keys() == {"live"}
+
+
+def test_what_waits_for_a_client_of_snapshots_that_is_none(make_rig):
+    """Pongs, and each ping is a sign of life: 10 MB waited for one client, and nothing ended it."""
+    rig = make_rig(newest_only=True, max_backlog=4096, frame_rate=0)
+    sock = rig.join(b"t", rcvbuf=1024)
+    with contextlib.suppress(ConnectionError):
+        for _ in range(100_000):
+            sock.sendall(client_frame(b"x" * 125, 9))
+            rig.core.poll()
+            if breached(rig):
+                break
+    assert breached(rig) == {"backlog": 1}
+    assert rig.stats["closes"] == {1013: 1}
 
 
 def test_who_keeps_silent(make_rig):

@@ -95,7 +95,7 @@ LINES = {
 @pytest.mark.parametrize("name", LINES)
 def test_at_once_and_cut_at_every_byte(rig, name):
     header, address = LINES[name]
-    trusted = address == mapped("127.0.0.1")
+    trusted = False  # nor where it names nobody: what the request says of addresses is not the proxy's word
     assert judged(rig, rig.connect(), header + REQUEST) == (address, trusted)
     assert judged(rig, rig.connect(), header, REQUEST) == (address, trusted)
     cuts = range(1, len(header + REQUEST)) if len(header) < 300 else (1, 12, 15, 16, 17, 28, 4095, 4097)

@@ -138,7 +138,16 @@ def test_a_token_for_something_else_is_403(runs, channels, topic):
 
 def test_no_token_is_401_with_its_challenge():
     token = KEYS.sign(["*"], ["*"], 60)
-    for query in ("", "v=2", "token=", "token", "xtoken=" + token, f"token={token}&token={token}", f"token={token}x"):
+    for query in (
+        "",
+        "v=2",
+        "token=",
+        "token",
+        f"token=&token={token}",
+        "xtoken=" + token,
+        f"token={token}&token={token}",
+        f"token={token}x",
+    ):
         status, top, body = refusal(query)
         assert (status, b'\r\nWWW-Authenticate: Bearer realm="relay"' in top) == (401, True)
         assert body.startswith("A token is needed here, and ")

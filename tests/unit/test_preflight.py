@@ -41,7 +41,7 @@ class Core:
         (self.notices if min_version else self.published).append(frame if min_version else (run, frame))
         return True
 
-    def announce_gap(self, service, notice):
+    def announce_gap(self, service, notice, run=None):
         self.notices.append(notice)
 
     def refuse(self, client, answer):
@@ -72,6 +72,7 @@ class Commands:
 
     def __init__(self):
         self.up = True
+        self.sure = 0.0
         self.calls = []
         self.reported = []
         self.on_ready, self.on_gone = [], []

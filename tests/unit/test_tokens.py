@@ -253,3 +253,9 @@ def test_short_ones_and_none_are_refused_and_not_shown(text):
 def test_keys_show_nothing():
     assert SECRET not in repr(KEYS) + str(KEYS)
     assert repr(Keys(f"{SECRET},{OTHER}")) == "<2 secrets>"
+
+
+def test_an_end_that_no_clock_can_show():
+    token = jwt.encode({"run": ["r1"], "channel": ["*"], "exp": 10**400}, SECRET, "HS256")
+    with pytest.raises(Denied, match="exp"):
+        Keys(SECRET).verify(token)
