@@ -174,6 +174,7 @@ def attacked(attack, failed):
 
 
 @pytest.mark.soak
+@pytest.mark.long
 @pytest.mark.row("F35")
 def test_an_hour_of_faults(relay, redis_server, proxy, recorder, worker, footprint, told):
     print(f"\nSEED={SEED} SOAK={SECONDS:g}")
