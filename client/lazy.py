@@ -36,8 +36,9 @@ class LazyDump:
         _all.add(self)
 
     def _start_afresh(self) -> None:
-        self._state = threading.Lock()
-        self._writing = threading.Lock()
+        # A signal handler may write the checklist while they are held.
+        self._state = threading.RLock()
+        self._writing = threading.RLock()
         self._timer: threading.Timer | None = None
         self._pending = False
         self._removed: set[str] = set()

@@ -21,13 +21,13 @@ MESSAGE_MAX = 512 << 20
 class _Process:
     """This process's sender and queue; a child of a fork has its own, with new locks."""
 
-    lock = threading.Lock()
+    lock = threading.RLock()  # a signal handler may publish while it is held
     sender: Sender | None = None
     queued: "QueuedMessenger | None" = None
 
     @classmethod
     def start_afresh(cls) -> None:
-        cls.lock = threading.Lock()
+        cls.lock = threading.RLock()
         if cls.sender is not None:
             cls.sender.abandon()
         cls.sender = None
@@ -57,7 +57,11 @@ class StatusMessenger:
         Raises:
             ValueError: the number is not positive, or the configuration names no usable Redis.
         """
-        fresh = None if queue is False else QueuedMessenger(QUEUE_SIZE if queue is True else queue)
+        known, size = _Process.queued, QUEUE_SIZE if queue is True else queue
+        if queue is not False and known is not None and known.takes(size):
+            address()
+            return  # said again, by a library or a task: what waits goes on waiting
+        fresh = None if queue is False else QueuedMessenger(size)
         if _Process.queued is not None:
             _Process.queued.retire()
         _Process.queued = fresh
@@ -139,6 +143,10 @@ class QueuedMessenger:
         address()  # what is wrong with the configuration is said here, and not by a thread
         self._outbox = Outbox(size, _sender)
         self._closed = False
+
+    def takes(self, size: int) -> bool:
+        """Whether it is open, for so many messages."""
+        return not self._closed and self._outbox.size == size
 
     def publish(self, channel: str, message: str | bytes | float, *, strict: bool = False) -> int | None:
         """Append a message; otherwise, and for what is raised, as `StatusMessenger.publish`.

@@ -304,6 +304,9 @@ class Sender:
         except RuntimeError as error:  # the interpreter is ending, or the process has no thread to give
             self._helper = None
             raise Dropped(str(error)) from None
+        except BaseException:  # of a signal handler: a helper that never ran would be waited for for ever
+            self._helper = None
+            raise
 
     def _begin_attempts(self, helper: threading.Thread) -> None:
         self._failure = None

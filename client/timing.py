@@ -48,7 +48,12 @@ def timing(
         if step:
             step.failed()
         raise
-    prep.timestamp(task)
+    try:
+        prep.timestamp(task)
+    except BaseException:  # a full disk, Redis away: who reads the lines must not wait for its end
+        if step:
+            step.failed()
+        raise
     if step:
         step.completed()
 
@@ -56,7 +61,12 @@ def timing(
 @contextmanager
 def locking(prep: "RedisPrep", name: str) -> Iterator[None]:
     """What `RedisPrep.locked` does."""
-    prep.set_locked_status(name, True)
+    try:
+        prep.set_locked_status(name, True)
+    except OSError:  # the dump's disk; Redis has it already, and pages would show a lock for ever
+        with _optional(prep):
+            prep.set_locked_status(name, False)
+        raise
     try:
         yield
     except BaseException:

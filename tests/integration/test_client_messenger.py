@@ -501,3 +501,16 @@ def test_in_the_last_moments_of_the_interpreter_nothing_waits_for_ever(redis_url
     assert done.stdout.splitlines()[:3] == ["True None", "RuntimeError", "RuntimeError"]
     assert done.stdout.splitlines()[3:] == (["True None"] if is_there else [])
     assert "the interpreter is ending" in done.stderr
+
+
+def test_a_signal_handler_may_publish_whatever_it_interrupts(server):
+    """It came while the sender was looked up, and the run stood still for ever."""
+
+    def interrupted():
+        with messenger._Process.lock:
+            StatusMessenger.publish("run1:wepp", "from a handler")
+
+    thread = threading.Thread(target=interrupted, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()

@@ -415,3 +415,13 @@ def test_a_killed_parent_leaves_no_thread_behind(redis_url):
         heard(following, "2999")
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == -signal.SIGTERM
+
+
+def test_configured_again_alike_it_is_the_same_queue(server):
+    """A library or a task that says it once more waited 2 s and lost what waited for Redis."""
+    StatusMessenger.configure(queue=True)
+    first = StatusMessenger.queued()
+    StatusMessenger.configure(queue=True)
+    assert StatusMessenger.queued() is first
+    StatusMessenger.configure(queue=5)
+    assert StatusMessenger.queued() is not first

@@ -1,10 +1,11 @@
 """`prep.timed`, `@timed` and `prep.locked`: what they leave in Redis and say on a channel."""
 
 import asyncio
+import errno
 
 import pytest
 
-from client import RedisPrep, TaskEnum, configure, connection, timed
+from client import RedisPrep, TaskEnum, configure, connection, dump, timed
 from tests.integration.worker_rig import RUN, heard, subscribed
 
 pytestmark = pytest.mark.usefixtures("fresh_client")
@@ -223,3 +224,20 @@ def test_the_run_id_of_a_nested_run(server, tmp_path, monkeypatch):
         RedisPrep(str(tmp_path / "plain"))
     with pytest.raises(TypeError, match="takes a function from directory to run id"):
         configure(run_id_resolver="r1")
+
+
+def test_a_full_disk_leaves_no_lock_and_no_step_without_an_end(server, redis_url, wd, monkeypatch):
+    run = RedisPrep(str(wd))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(dump.Dump, "save", full)
+    with pytest.raises(OSError, match="No space left"), run.locked("wepp"):
+        pytest.fail("the lock was not taken")
+    assert fields(server) == {"locked:wepp": "false"}
+    with subscribed(redis_url, "run1:wepp") as following:
+        with pytest.raises(OSError, match="No space left"), run.timed(CLIMATE, channel="wepp"):
+            pass
+        ended = "EXCEPTION build_climate(run1)"
+        assert heard(following, ended) == ["STARTED build_climate(run1)", ended]
