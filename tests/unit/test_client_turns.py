@@ -61,7 +61,10 @@ def test_waiting_ends_with_the_timeout_and_leaves_no_trace():
 @pytest.mark.parametrize("comes", ["never", "at this very moment"])
 def test_an_exception_while_waiting_loses_no_turn(monkeypatch, comes):
     turns, lock = Turns(), threading.Lock
-    assert turns.take(0)
+    taken, end = threading.Event(), threading.Event()
+    other = threading.Thread(target=lambda: (turns.take(0), taken.set(), end.wait(10)))
+    other.start()
+    assert taken.wait(10)
 
     class Interrupted:
         def __init__(self):
@@ -84,6 +87,8 @@ def test_an_exception_while_waiting_loses_no_turn(monkeypatch, comes):
     if comes == "never":
         turns.give()
     assert turns.take(0)
+    end.set()
+    other.join()
 
 
 def test_one_at_a_time():
@@ -104,3 +109,43 @@ def test_one_at_a_time():
         thread.join()
     assert len(most) == 1600
     assert set(most) == {1}
+
+
+def test_a_turn_that_was_never_given_back_is_taken_over():
+    """A signal handler's exception came between `take` and `try`, and nothing was published any more."""
+    turns = Turns()
+
+    def lose():
+        assert turns.take(0)
+
+    lose()
+    assert turns.take(0), "by its own thread"
+    turns.give()
+    thread = threading.Thread(target=lose)
+    thread.start()
+    thread.join()
+    assert turns.take(0), "of a thread that is gone"
+    turns.give()
+    held, go = threading.Event(), threading.Event()
+
+    def lose_and_go_on():
+        lose()
+        held.set()
+        go.wait(10)
+
+    thread = threading.Thread(target=lose_and_go_on)
+    thread.start()
+    held.wait(10)
+    assert turns.take(0), "of a thread that goes on without it"
+    go.set()
+    thread.join()
+
+
+def test_who_is_in_its_turn_does_not_wait_for_itself():
+    """46 log lines in the middle of one publish took 9 s."""
+    turns = Turns()
+    assert turns.take(0)
+    start = time.monotonic()
+    assert not turns.take(10)
+    assert time.monotonic() - start < 5
+    turns.give()
