@@ -269,8 +269,12 @@ class RedisPrep:
         return int(text) if text is not None and _INTEGER.fullmatch(text) else None
 
     def set_rq_job_id(self, key: str, job_id: str) -> None:
-        """Record the id of the RQ job that does `key`."""
-        self._set(keys.RQ_JOB + str(key), str(job_id))
+        """Record the id of the RQ job that does `key`.
+
+        Raises:
+            TypeError: there is no id.
+        """
+        self._set(keys.RQ_JOB + str(key), _job_id(job_id))
 
     def get_rq_job_id(self, key: str) -> str | None:
         """The id of the RQ job that does `key`."""
@@ -282,8 +286,12 @@ class RedisPrep:
         return {name[len(prefix) :]: value for name, value in self._hash().items() if name.startswith(prefix)}
 
     def set_archive_job_id(self, job_id: str) -> None:
-        """Record the id of the job that archives the run."""
-        self._set(keys.ARCHIVE_JOB, str(job_id))
+        """Record the id of the job that archives the run.
+
+        Raises:
+            TypeError: there is no id.
+        """
+        self._set(keys.ARCHIVE_JOB, _job_id(job_id))
 
     def get_archive_job_id(self) -> str | None:
         """The id of the job that archives the run."""
@@ -436,3 +444,10 @@ def _bool_text(value: bool) -> str:
 
 def _is_true(text: str | None) -> bool:
     return text is not None and text.lower() == "true"
+
+
+def _job_id(job_id: object) -> str:
+    """An id as text; None is the id of a job that was never enqueued, and no page could make anything of it."""
+    if job_id is None:
+        raise TypeError("a job's id is a str, not None: was the job enqueued?")
+    return str(job_id)

@@ -68,6 +68,7 @@ class tqdm(_Bar[_Item]):  # noqa: N801 - its name
         self._since = time.monotonic()
         self._published: tuple[object, ...] = ()
         self._pace = _Pace.join(channel)
+        self._pid = os.getpid()
         try:
             super().__init__(cast("Iterable[_Item]", iterable), *args, **kwargs)
         finally:
@@ -89,7 +90,8 @@ class tqdm(_Bar[_Item]):  # noqa: N801 - its name
         finally:
             now = time.monotonic()
             is_outermost = self._pace.leave() == 0
-            self._publish(now, is_last=is_outermost or now - self._since >= EVERY)
+            if os.getpid() == self._pid:  # a child of a fork lets go of its parent's bar, which goes on there
+                self._publish(now, is_last=is_outermost or now - self._since >= EVERY)
 
     def _publish(self, now: float, *, is_last: bool) -> None:
         state = (self.n, self.total, self.desc, self.postfix)

@@ -155,3 +155,11 @@ def test_get_instance_from_run_id_asks_the_resolver(tmp_path, no_redis, monkeypa
 def test_an_empty_directory_is_none(no_redis, make):
     with pytest.raises(ValueError, match=r"wd is empty; name a run's directory, or '\.' for this one"):
         make("")
+
+
+@pytest.mark.parametrize(
+    "record", [lambda run: run.set_rq_job_id("wepp", None), lambda run: run.set_archive_job_id(None)]
+)
+def test_no_job_has_the_id_none(record):
+    with pytest.raises(TypeError, match="was the job enqueued"):
+        record(object.__new__(RedisPrep))

@@ -275,3 +275,13 @@ def test_real_time(said):
         time.sleep(0.01)
     assert len(said.messages) <= (time.monotonic() - start) * 4 + 2
     assert states(said)[-1] == "60/60"
+
+
+def test_a_child_of_a_fork_says_nothing_of_its_parents_bar(said, clock, monkeypatch):
+    going = bar(total=10)
+    before = said.lines("r1:wepp")
+    clock.now += 1
+    going.n = 3
+    monkeypatch.setattr(progress.os, "getpid", lambda: -1)
+    going.close()
+    assert said.lines("r1:wepp") == before
