@@ -5,12 +5,14 @@ Serialization is one-way; only `RedisPrep.lazy_load` reads a dump back, and only
 
 import json
 import os
+import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from client import keys
 
 NAME = "redisprep.dump"
+PATIENCE = 1.0  # seconds for which a hash that others go on writing is dumped again: they dump, too
 
 
 class Dump:
@@ -25,6 +27,7 @@ class Dump:
 
         So of two processes that dump at once the one that renames last has looked again after it, and the dump that
         stays lacks nothing. A lock would do the same, but flock is not to be had on every NFS that runs live on.
+        Where others write without a pause that ends after a second: the last of them dumps what it wrote.
         Does nothing where the working directory is gone.
 
         Args:
@@ -43,6 +46,7 @@ class Dump:
                 raise OSError(error.errno, text, str(self.path)) from error
 
     def _save(self, fields: dict[str, str], read: Callable[[], Mapping[str, str]], removed: Collection[str]) -> None:
+        until = time.monotonic() + PATIENCE
         while self.path.parent.is_dir():
             old = _text(self.path)
             if not _keeps(fields, old, removed):
@@ -52,7 +56,7 @@ class Dump:
                     self._back_up(old)
             _replace(self.path, json.dumps(fields))
             latest = dumped(read())
-            if latest == fields:
+            if latest == fields or time.monotonic() >= until:
                 return
             fields = latest
 

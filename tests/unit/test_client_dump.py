@@ -1,11 +1,13 @@
 """The dump file alone, fed by functions in place of Redis (contract, section 2, points 3 and 4)."""
 
+import itertools
 import json
 import os
 from pathlib import Path
 
 import pytest
 
+from client import dump as module
 from client.dump import Dump
 
 
@@ -101,6 +103,15 @@ def test_nothing_is_written_where_the_directory_is_gone(tmp_path):
     dump = Dump(str(tmp_path / "gone"))
     dump.save(lambda: {"a": "1"})
     assert not dump.path.parent.exists()
+
+
+def test_who_writes_without_a_pause_holds_up_nobody_else(dump, monkeypatch):
+    """With 50 writes a second on a disk of 25 ms, a timestamp had not returned after 20 s."""
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    reads = itertools.count()
+    dump.save(lambda: {"a": str(next(reads))})
+    assert next(reads) > 2
+    assert dump.load()["a"].isdecimal()
 
 
 def test_load(dump):
