@@ -126,6 +126,12 @@ cdef class Service:
     cdef readonly int index
     cdef bint newest_only
     cdef bint introduced    # by a PROXY header, those that trusted proxies connect for
+    cdef object switching   # what begins the answer to a plain request, or None: each is shown to on_request
+    cdef bytes answer       # its beginning in that second
+    cdef int64_t second
+    cdef frozenset origins  # that need no judge; None: all
+    cdef int max_headers    # of a plain request
+    cdef uint32_t epoch     # of its topics' confirmations: a later one revokes all
     cdef uint32_t ping_every, silence, write_timeout, max_fragments
     cdef size_t max_message, max_backlog, max_published
     cdef size_t pressing    # bytes of a topic that should wait no longer
@@ -144,6 +150,7 @@ cdef class Topic:
     cdef uint32_t *slots    # compact; NONE is the hole of one who left during a delivery
     cdef uint32_t count, room, holes
     cdef uint32_t newer     # of its clients, those that know frames of a newer protocol
+    cdef uint32_t confirmed # the service's epoch in which its subscription was; others may be let in without asking
     cdef Burst *open[KINDS] # what grows
     cdef Burst *sealed      # what is being delivered, oldest first
     cdef Burst *last

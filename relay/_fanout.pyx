@@ -16,12 +16,14 @@ from cpython.dict cimport PyDict_GetItem
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeASCII
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
-from libc.string cimport memcmp, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from libc.string cimport memchr, memcmp, memset
+from libc.time cimport time
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, time_t, timespec
 from posix.unistd cimport close, read, write
 
 include "_system.pxi"
 include "_frames.pxi"
+include "_accept.pxi"
 include "_heads.pxi"
 include "_topics.pxi"
 include "_proxy.pxi"
@@ -56,6 +58,7 @@ cdef enum:
     LISTENER = 0x80000000   # marks a listener in an epoll event
     TRIM = 16777216         # bytes of frames that must have gone before their memory is given back
     SWEEP = 10              # every slot is looked at once in so many ticks
+    MOST_ANSWER = 512       # bytes of a 101 that the core builds
     MOST_BURST = 6553       # frames at once: what a slot's 16 bits can count in tenths
 
 FEED_SIZE = FEED
@@ -111,6 +114,7 @@ cdef class Service:
     def __cinit__(self):
         self.topics = {}
         self.closes = {}
+        self.epoch = 1
 
 
 @cython.final
@@ -123,10 +127,11 @@ cdef class Topic:
 
 include "_clients.pxi"
 include "_sockets.pxi"
+include "_newcomers.pxi"
 
 
 @cython.final
-cdef class Core(Sockets):
+cdef class Core(Newcomers):
     """All sockets of a process.
 
     Args:
@@ -428,73 +433,6 @@ cdef class Core(Sockets):
             if burst.cursor <= slot.position < burst.end:
                 self.push(topic.service, index, burst)
             burst = burst.next
-        return 0
-
-    def attach(self, uint64_t client, topic, bytes first=b"", bytes notice=b"") -> bool:
-        """Sends a parked client its 101, `first` and `notice` in one write, and puts it in the topic.
-
-        What is already in the topic's open burst was published before it joined: it does not get that.
-
-        Args:
-            client: a parked one.
-            topic: bytes, or None for none.
-            first: a text message in UTF-8 for this client alone; empty: none.
-            notice: one more, where it asked for protocol version 2.
-
-        Returns:
-            Whether the client was still there.
-        """
-        cdef Slot *slot = self.find(client)
-        cdef Burst *burst
-        cdef uint32_t index
-        cdef Service service
-        if slot is NULL or slot.stage != PARKED:
-            return False
-        index = self.index_of(slot)
-        service = self.services[slot.service]
-        if slot.version < 2:
-            notice = b""
-        burst = burst_new(slot.inbound.answer_size + PyBytes_GET_SIZE(first) + PyBytes_GET_SIZE(notice) + 20)
-        try:
-            memcpy(burst.data, slot.inbound.answer, slot.inbound.answer_size)
-            burst.size = slot.inbound.answer_size
-            service.frames += burst_add_text(burst, first) + burst_add_text(burst, notice)
-            self.open_up(slot, service)
-            self.say(index, burst.data, burst.size)
-            if topic is not None and slot.stage == OPEN:
-                self.join(service, topic, index)
-            if slot.inbound is not NULL and slot.stage == OPEN and not slot.dead:
-                self.take_frames(index, slot.inbound.data, slot.inbound.size, True)
-        finally:
-            burst_release(burst)
-        return True
-
-    cdef int open_up(self, Slot *slot, Service service) except -1:
-        PyMem_RawFree(slot.inbound.answer)
-        self.inbound_bytes -= slot.inbound.answer_size
-        slot.inbound.answer = NULL
-        slot.inbound.answer_size = 0
-        slot.stage = OPEN
-        slot.kind = WEBSOCKET
-        slot.heard = self.now
-        slot.tokens = <uint16_t>service.frame_burst
-        slot.refilled = self.now
-        service.connections += 1
-        service.opened += 1
-        if slot.inbound.size == 0:
-            self.inbound_drop(slot)
-        return 0
-
-    cdef int join(self, Service service, bytes name, uint32_t index) except -1:
-        cdef Topic topic = service.topics.get(name)
-        cdef int kind
-        if topic is None:
-            topic = Topic.__new__(Topic)
-            topic.service, topic.name = service, name
-            service.topics[name] = topic
-        for kind in range(KINDS):
-            topic_seal(topic, kind)
-        topic_join(topic, index, &self.slots[index])
         return 0
 
     def close_topic(self, int service, bytes topic, int code, bytes reason=b"") -> int:

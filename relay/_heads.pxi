@@ -82,7 +82,7 @@ cdef bint asks_upgrade(Text value) noexcept:
 
 cdef bint is_key(Text value) noexcept:
     """16 bytes in base64 (RFC 6455, 4.2.1, point 5)."""
-    return value.size == 24 and span(value.at, 8) == value.at + 22 and memcmp(value.at + 22, b"==", 2) == 0
+    return value.size == KEY_SIZE and span(value.at, 8) == value.at + 22 and memcmp(value.at + 22, b"==", 2) == 0
 
 
 cdef bint take_header(Head *head, Text name, Text value) noexcept:
@@ -153,6 +153,20 @@ cdef bint read_plain(Head *head, const unsigned char *at, size_t size, int max_h
     return False
 
 
+cdef object text_of(Text text):
+    return PyUnicode_DecodeASCII(<const char *>text.at, text.size, NULL)
+
+
+cdef bytes last_part(Text target):
+    """What follows the last slash: the topic, if there is one of that name. Empty where a query says more."""
+    cdef size_t start = target.size
+    if memchr(target.at, 0x3F, target.size) is not NULL:
+        return b""
+    while target.at[start - 1] != 0x2F:
+        start -= 1
+    return PyBytes_FromStringAndSize(<const char *>target.at + start, target.size - start)
+
+
 def plain_upgrade(bytes head, int max_headers=64):
     """Reads a request head that is a browser's plain websocket upgrade; 0.5 µs where the judge takes 60.
 
@@ -163,16 +177,11 @@ def plain_upgrade(bytes head, int max_headers=64):
         max_headers: with more it is not plain.
 
     Returns:
-        (target, key, origin): str, bytes, and str or None. None where the request is anything else: see the judge.
+        (target, accept, origin): str; the value of Sec-WebSocket-Accept, bytes; str or None. None where the request is anything else: see the judge.
     """
     cdef Head found
+    cdef unsigned char accept[ACCEPT_SIZE]
     if not read_plain(&found, <const unsigned char *>PyBytes_AS_STRING(head), PyBytes_GET_SIZE(head), max_headers):
         return None
-    origin = None
-    if found.seen & ORIGIN:
-        origin = PyUnicode_DecodeASCII(<const char *>found.origin.at, found.origin.size, NULL)
-    return (
-        PyUnicode_DecodeASCII(<const char *>found.target.at, found.target.size, NULL),
-        PyBytes_FromStringAndSize(<const char *>found.key.at, found.key.size),
-        origin,
-    )
+    write_accept(accept, found.key.at)
+    return text_of(found.target), accept[:ACCEPT_SIZE], text_of(found.origin) if found.seen & ORIGIN else None

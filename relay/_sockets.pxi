@@ -182,7 +182,7 @@ cdef class Sockets(Clients):
                 self.breach(index, HEAD_SIZE)
                 self.bury(index)  # a client must await the 101 (RFC 6455, 4.1)
         elif slot.farewell != 1:
-            self.take_frames(index, data, size, data is not self.inbox)
+            self.take_frames(index, data, size)
         return 0
 
     cdef int make_room(self, Inbound *inbound) except -1:
@@ -238,13 +238,22 @@ cdef class Sockets(Clients):
         if length > self.max_head:
             self.breach(index, HEAD_SIZE)
             return self.turn_away(index, self.head_too_large)
+        if self.let_in(index, data, length, size):
+            return 0
         head = PyBytes_FromStringAndSize(<char *>data, length)
         self.keep(slot, data, size, length, 0)
-        self.call(self.on_request, (client, slot.service, head, self.used - self.silent.count - self.begun.count >= self.limit))
+        self.call(self.on_request, (client, slot.service, head, self.is_full()))
         slot = self.find(client)
         if slot is not NULL and slot.stage == HEAD:
             self.turn_away(index, UNDECIDED)
         return 0
+
+    cdef inline bint is_full(self) noexcept:
+        return self.used - self.silent.count - self.begun.count >= self.limit
+
+    cdef bint let_in(self, uint32_t index, unsigned char *data, size_t length, size_t size) except -1:
+        """Opens a websocket where nothing needs to be asked; false where `on_request` must judge."""
+        return False
 
     cdef int take_introduction(self, uint32_t index, unsigned char *data, size_t size) except -1:
         """A proxy's PROXY header, and what has come behind it."""
@@ -266,7 +275,7 @@ cdef class Sockets(Clients):
             return 0
         return self.take_head(index, slot.inbound.data, slot.inbound.size)
 
-    cdef int take_frames(self, uint32_t index, unsigned char *data, size_t size, bint kept) except -1:
+    cdef int take_frames(self, uint32_t index, unsigned char *data, size_t size) except -1:
         """Serves the whole frames in data; what is left waits for more."""
         cdef Slot *slot = &self.slots[index]
         cdef Header header

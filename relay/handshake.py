@@ -8,12 +8,10 @@ browser, which it would take 60 µs over, is read by the core in less than one. 
 import logging
 import re
 import time
-from binascii import b2a_base64
 from collections.abc import Iterable
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
-from hashlib import sha1
 from typing import Literal, NamedTuple
 from urllib.parse import parse_qs, unquote_to_bytes
 
@@ -41,7 +39,6 @@ OWN_PATHS: dict[str, Own] = {
 RESERVED = frozenset({"relay.js", "livez", "readyz", "metrics", "health"})
 
 _REQUEST_LINE = re.compile(rb"([!-~]+) ([!-~]+) HTTP/(1\.[01])")
-_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 _AUTHORITY = re.compile(r"https?://[^/?#]+(?=[/?]|$)", re.IGNORECASE)
 _PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _RUN_PATH = re.compile(rf"/run/{RUN}/?")
@@ -149,17 +146,15 @@ def read(head: bytes, max_headers: int = MAX_HEADERS) -> Request:
     found = plain_upgrade(head, max_headers)
     if found is None:
         return judged(head, max_headers)
-    target, key, origin = found
+    target, accept, origin = found
     path, _, query = target.partition("?")
-    # What the judge answers, byte for byte (RFC 6455, section 4.2.2).
-    accept = b2a_base64(sha1(key + _GUID, usedforsecurity=False).digest(), newline=False)
-    answer = _switching(int(time.time())) + accept + b"\r\n\r\n"
+    answer = switching(int(time.time())) + accept + b"\r\n\r\n"
     return Request("GET", path, query, _version(query) if query else 0, origin, answer)
 
 
 @lru_cache(maxsize=1)
-def _switching(now: int) -> bytes:
-    """A 101 of this second, up to the one value that is each client's own."""
+def switching(now: int) -> bytes:
+    """The 101 of a second (unix time) up to the one value that is each client's own, as the judge answers."""
     return (
         b"HTTP/1.1 101 Switching Protocols\r\nDate: %b\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Accept: " % formatdate(now, usegmt=True).encode()

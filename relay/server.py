@@ -90,6 +90,7 @@ class Server:
             max_per_address=settings.max_per_address or 0,
         )
         self.services: list[Service] = [self._make_service(s) for s in settings.services]
+        self._let_in()
         self.draining = False
         self.ended: asyncio.Future[None] = self.loop.create_future()
         self._coalesce = float(settings.coalesce_ms) / 1000
@@ -115,6 +116,14 @@ class Server:
         return Preflight(
             self.core, settings, make_link, commands, process, self.core.deliver_fresh, set_events=set_events
         )
+
+    def _let_in(self) -> None:
+        """Where nothing but the Origin decides about a plain request, it does not come as far as `on_request`."""
+        if self._keys or self._asks_addresses:
+            return
+        for service in self.services:
+            origins = service.settings.allowed_origins or None
+            self.core.let_in_by(service.index, handshake.switching, origins, self.settings.max_headers)
 
     def _make_internal(self) -> dict[int, tuple[Internal, socket.socket]]:
         """The listeners of operators, by their number in the core."""
@@ -194,6 +203,8 @@ class Server:
             return
         log.info(f"{why}: draining for {self.settings.drain:g} s at most")
         self.draining = True
+        for service in self.services:
+            self.core.let_in_by(service.index, None)
         self._drain_from = self.loop.time() + self.settings.drain_delay
         self._drain_until = self._drain_from + self.settings.drain
         self.loop.call_at(self._drain_from, self._stop_accepting)

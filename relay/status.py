@@ -73,6 +73,7 @@ class Status:
         """Attaches an accepted client once its channel is subscribed, at once where the link is known to be down."""
         if self.link.subscribed(channel):
             self.core.attach(client, channel, notice=READY)
+            self.core.confirm(self.index, channel)
         elif not self.link.up:
             self.core.attach(client, channel, notice=gap("link", time.time()))
         elif channel in self._parked:
@@ -108,6 +109,7 @@ class Status:
         """Of link.Listener. Who is in the topic already joined while the link was down, or has waited for it since."""
         self.core.publish(self.index, channel, READY, 2)
         self._release(channel, READY)
+        self.core.confirm(self.index, channel)
 
     def on_refused(self, channel: bytes, why: str) -> None:
         """Of link.Listener."""
@@ -123,6 +125,7 @@ class Status:
     def on_down(self, since: float) -> None:
         """Of link.Listener: a hole for everybody, and who waits is let in."""
         notice = gap("link", since)
+        self.core.revoke(self.index)
         self.core.announce_gap(self.index, notice)
         self.link.deliver()
         for channel in list(self._parked):

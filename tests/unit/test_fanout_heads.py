@@ -1,15 +1,18 @@
 """The core's reading of a plain upgrade request, against the judge of all of them: it may only ever say less."""
 
+import base64
 import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from websockets.utils import accept_key
 
 from relay._fanout import plain_upgrade
 from relay.handshake import Refused, judged, read
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # of RFC 6455, section 1.3
+ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 NEEDED = [
     "Host: x",
     "Connection: Upgrade",
@@ -73,14 +76,14 @@ def test_what_browsers_and_proxies_send_is_plain(browser):
     found = plain_upgrade(BROWSERS[browser].replace("\n", "\r\n").encode() + b"\r\n\r\n")
     assert found == (
         "/run1:wepp?v=2" if browser == "behind a proxy" else "/run1:wepp",
-        KEY.encode(),
+        ACCEPT,
         "https://wepp.cloud",
     )
 
 
 def test_without_an_origin_there_is_none():
-    assert plain_upgrade(head()) == ("/r1:wepp", KEY.encode(), None)
-    assert plain_upgrade(head(["Origin:"])) == ("/r1:wepp", KEY.encode(), "")
+    assert plain_upgrade(head()) == ("/r1:wepp", ACCEPT, None)
+    assert plain_upgrade(head(["Origin:"])) == ("/r1:wepp", ACCEPT, "")
 
 
 @pytest.mark.parametrize("i", range(len(NEEDED)))
@@ -155,6 +158,14 @@ def test_a_line_is_plain_as_far_as_the_judge_reads(size):
                 read(data)
             assert caught.value.answer.startswith(b"HTTP/1.1 431 ")
             assert caught.value.bound == "head_size"
+
+
+@given(st.binary(min_size=16, max_size=16))
+def test_the_accept_value_is_that_of_the_key(key):
+    text = base64.b64encode(key).decode()
+    request = head(needed=[re.sub(r"(?<=Key: ).*", text, line) for line in NEEDED])
+    assert text.encode() in request
+    assert plain_upgrade(request)[1].decode() == accept_key(text)
 
 
 def without_date(answer):
