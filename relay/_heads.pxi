@@ -177,7 +177,8 @@ def plain_upgrade(bytes head, int max_headers=64):
         max_headers: with more it is not plain.
 
     Returns:
-        (target, accept, origin): str; the value of Sec-WebSocket-Accept, bytes; str or None. None where the request is anything else: see the judge.
+        (target, accept, origin): str; the value of Sec-WebSocket-Accept, bytes; str or None. None where the request is
+        anything else: see the judge.
     """
     cdef Head found
     cdef unsigned char accept[ACCEPT_SIZE]
