@@ -49,7 +49,7 @@ fuzz: build
 debug: other-debug other-asan
 
 other-debug other-asan: other-%: build
-	sh tests/other_build.sh $* $(CORE_TESTS)
+	sh tests/other_build.sh $* $(CORE_TESTS) $(ARGS)
 
 # Each row of faults, the long ones too, with a page on what was done and what held; at most 20 minutes.
 faults: build
