@@ -3,6 +3,7 @@
 Serialization is one-way; only `RedisPrep.lazy_load` reads a dump back, and only when the host asks for it.
 """
 
+import errno
 import json
 import os
 import time
@@ -59,6 +60,16 @@ class Dump:
             if latest == fields or time.monotonic() >= until:
                 return
             fields = latest
+
+    def check_writable(self) -> None:
+        """See that a dump can be written, for who writes it later and has nobody to tell then.
+
+        Raises:
+            PermissionError: the working directory is there, and cannot be written to.
+        """
+        wd = self.path.parent
+        if wd.is_dir() and not os.access(wd, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "no dump can be written here; mend the rights, or the mount", str(wd))
 
     def load(self) -> dict[str, str]:
         """The fields of the dump; empty where there is none.

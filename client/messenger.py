@@ -28,8 +28,6 @@ class _Process:
     @classmethod
     def start_afresh(cls) -> None:
         cls.lock = threading.RLock()
-        if cls.sender is not None:
-            cls.sender.abandon()
         cls.sender = None
         cls.queued = None
 
@@ -189,8 +187,9 @@ class QueuedMessenger:
 
     def counts(self) -> Counts:
         """What became of the messages of this process, with what this queue dropped and what waits in it."""
-        counts, outbox = _sender().counts(), self._outbox
-        return counts._replace(dropped=counts.dropped + outbox.dropped, waiting=outbox.waiting)
+        counts, boxes = _sender().counts(), self._outbox.and_closed()
+        dropped = counts.dropped + sum(box.dropped for box in boxes)
+        return counts._replace(dropped=dropped, waiting=sum(box.waiting for box in boxes))
 
     def __enter__(self) -> "QueuedMessenger":
         return self
@@ -236,7 +235,7 @@ class StatusMessengerHandler(logging.Handler):
 def _publish(channel: str, payload: bytes, strict: bool, ahead: Outbox | None = None) -> int | None:
     """Publish directly, behind what waits in a queue."""
     try:
-        return _sender().publish(channel, payload, ahead.flush if ahead else None)
+        return _sender().publish(channel, payload, ahead.flush if ahead else None, patient=strict)
     except Trouble as trouble:
         if strict:
             raise _as_redis_error(trouble, channel) from None

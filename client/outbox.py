@@ -101,6 +101,10 @@ class Outbox:
         with self._lock:
             return len(self._waiting) + len(self._sending)
 
+    def and_closed(self) -> "list[Outbox]":
+        """This one, and those that are closed: their last write may be on its way."""
+        return [self, *(other for other in list(_all) if other is not self and not other._open)]
+
     @property
     def dropped(self) -> int:
         """Messages that were pushed out and that the sender does not count yet."""
@@ -132,7 +136,7 @@ class Outbox:
             self._accepting = False
             flushed = self.flush(timeout)
             self._open = False
-            left = len(self._waiting)
+            left, sending = len(self._waiting), len(self._sending)
             for channel, _ in self._waiting:
                 self._lose(channel)
             self._waiting.clear()
@@ -141,8 +145,9 @@ class Outbox:
             self._changed.notify_all()
         if lost:
             self._sender().drop(lost, AWAY)
-        if left:
-            self._sender().warn("left", f"{left} were dropped")
+        if left or sending:
+            doubts = f", {sending} on their way are in doubt" if sending else ""
+            self._sender().warn("left", f"{left} were dropped{doubts}")
         return flushed
 
     def abandon(self) -> None:

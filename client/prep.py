@@ -75,7 +75,9 @@ class RedisPrep:
 
     Raises:
         ValueError: no run id can be made of `wd`, or an argument is out of its range.
-        redis.exceptions.RedisError, OSError: the first write, where no dump exists yet, failed.
+        TypeError: the run id is no str.
+        redis.exceptions.RedisError, OSError: the first write, where no dump exists yet, failed; or `dump="lazy"` could
+            write none.
     """
 
     def __init__(
@@ -100,6 +102,8 @@ class RedisPrep:
         wd = _resolved(wd)
         self.wd: str | None = wd
         self.cfg_fn = cfg_fn
+        if not isinstance(run_id, str | None):
+            raise TypeError(f"run_id is a str such as 'batch;;wa;;run1', not {run_id!r}")
         self.run_id = run_id if run_id is not None else resolved_run_id(str(Path(wd).absolute())) or _last_part(wd)
         if not self.run_id:
             raise ValueError(f"wd={wd!r} gives no run id; name a run's directory, or say run_id=")
@@ -107,6 +111,9 @@ class RedisPrep:
         self._best_effort = best_effort
         self._retry = float(retry)
         self._lazy = dump_interval if dump == "lazy" else None
+        if self._lazy is not None:
+            with self._forgiving():
+                self._dump.check_writable()
         if restore:
             self.lazy_load()
         if not Path(self.dump_filepath).exists():

@@ -10,6 +10,9 @@ takes at most BUDGET seconds, whatever the network does (contract, section 3):
        Once FIRST_ATTEMPT is over or has failed, messages are dropped at once and counted. The helper tries again for
        ever, with jitter, and before it hands the new connection over it tells each channel how many it lost.
 
+Redis that is there and answers late is waited for as long: then messages are sent without a wait for their answers, in
+doubt, until answers are seen to come in time again; one message asks for that now and then.
+
 The Redis commands that an ACL user of this module needs: PUBLISH on its channels, and SELECT, which may be refused.
 """
 
@@ -37,6 +40,8 @@ BUDGET = 0.195
 # What all publishes together wait for the first attempt of an outage, each within its budget: enough for the two round
 # trips of a worker 190 ms away, which so loses one message and not a burst.
 FIRST_ATTEMPT = 0.5
+# And what they wait in vain for the answers of a Redis that is there, until they are sent without waiting.
+LATE_MOST = 0.5
 # What the helper has for one connection: a worker 190 ms away needs two round trips, and with TLS four.
 CONNECT_BUDGET = 5.0
 RETRY_BASE = 0.05
@@ -121,6 +126,8 @@ class Sender:
         self._helper: threading.Thread | None = None
         self._waitable_until = 0.0
         self._failure: str | None = None  # why the first attempt of this outage failed
+        self._late = 0.0  # seconds waited in vain for answers since one came in time
+        self._ask_at = self._ask_pause = 0.0  # when a message waits for its answer again, late as they are
         # Dropped messages by notice and channel, until their channel is told.
         self._lost: dict[tuple[str, str], int] = {}
         self._told: set[str] = set()  # what the log said since the connection was made
@@ -144,18 +151,16 @@ class Sender:
         if mine:
             self._turns.give()
 
-    def abandon(self) -> None:
-        """In a child of a fork: let go of the parent's socket, and take no lock, for its threads may hold them."""
-        if self._wire is not None:
-            self._wire.close()
-
-    def publish(self, channel: str, message: bytes, flush: Callable[[float], bool] | None = None) -> int:
+    def publish(
+        self, channel: str, message: bytes, flush: Callable[[float], bool] | None = None, *, patient: bool = False
+    ) -> int:
         """Publish within BUDGET seconds and return the number of receivers.
 
         Args:
             channel: the channel's name.
             message: the payload.
             flush: waits for what is to be sent before, for so many seconds, and says whether it was.
+            patient: wait for the answer even of a Redis that answers late.
 
         Raises:
             Trouble: what became of the message instead, counted and, once per connection and kind, logged.
@@ -164,7 +169,7 @@ class Sender:
         try:
             if flush is not None and not flush(BUDGET / 2):
                 raise Dropped("messages wait that are to be sent before it")
-            receivers = self._in_turn(channel.encode(), message, deadline)
+            receivers = self._in_turn(channel.encode(), message, deadline, patient)
         except Trouble as trouble:
             self._count(channel, trouble)
             raise
@@ -233,7 +238,7 @@ class Sender:
         if trouble:
             self._lose(wire)
             if written > len(answers):
-                self.warn("away", f"{written - len(answers)} are in doubt: {trouble}")
+                self.warn("queued", f"{written - len(answers)} are in doubt: {trouble}")
         return written
 
     def drop(self, lost: Mapping[str, int], notice: str) -> None:
@@ -247,26 +252,33 @@ class Sender:
             self._dropped += sum(lost.values())
             self._remember({(notice, channel): number for channel, number in lost.items() if channel})
 
-    def _in_turn(self, channel: bytes, message: bytes, deadline: float) -> int:
+    def _in_turn(self, channel: bytes, message: bytes, deadline: float, patient: bool) -> int:
         if not self._turns.take(deadline - time.monotonic()):
             raise Dropped("other threads of this process were waiting for it already")
         try:
             # What is Unsent cannot have been delivered, so a new connection, if there is one in time, may have it.
             with contextlib.suppress(Unsent):
-                return self._exchange(channel, message, deadline)
-            return self._exchange(channel, message, deadline)
+                return self._exchange(channel, message, deadline, patient)
+            return self._exchange(channel, message, deadline, patient)
         except Unsent as trouble:
             raise Dropped(str(trouble)) from None
         finally:
             self._turns.give()
 
-    def _exchange(self, channel: bytes, message: bytes, deadline: float) -> int:
+    def _exchange(self, channel: bytes, message: bytes, deadline: float, patient: bool) -> int:
         wire = self._wire_by(deadline)
+        began = time.monotonic()
+        receivers = None
         try:
             if self._lost:
                 self._report(wire, deadline)
-            return wire.publish(channel, message, deadline)
+            if self._is_late() and not patient and began < self._ask_at:
+                wire.tell(channel, message, deadline)
+            else:
+                receivers = wire.publish(channel, message, deadline)
         except Unanswered as trouble:
+            if wire.latency > BUDGET:
+                self._note_late(time.monotonic() - began)
             if trouble.lost:
                 self._lose(wire)
             raise InDoubt(str(trouble)) from None
@@ -277,6 +289,25 @@ class Sender:
             # half written, and the next one would become part of its message.
             self._lose(wire)
             raise
+        self._judge(wire)
+        if receivers is None:
+            raise InDoubt("Redis answers late, so messages are sent without a wait for its answers")
+        return receivers
+
+    def _is_late(self) -> bool:
+        return self._late >= LATE_MOST
+
+    def _judge(self, wire: Wire) -> None:
+        """Whether answers come in time again: what the last one says that was seen."""
+        if wire.latency <= BUDGET:
+            self._late = self._ask_pause = 0.0
+
+    def _note_late(self, waited: float) -> None:
+        """Count what was waited in vain; once that is enough, the next message waits after a pause that doubles."""
+        self._late += waited
+        if self._is_late():
+            self._ask_pause = min(2 * self._ask_pause, REFUSED_RETRY_MAX) or RETRY_MAX
+            self._ask_at = time.monotonic() + _chance.uniform(self._ask_pause / 2, self._ask_pause)
 
     def _wire_by(self, deadline: float) -> Wire:
         with self._state:
@@ -310,7 +341,8 @@ class Sender:
 
     def _begin_attempts(self, helper: threading.Thread) -> None:
         self._failure = None
-        self._waitable_until = time.monotonic() + FIRST_ATTEMPT
+        # Who was late until it was given up has been waited for already.
+        self._waitable_until = time.monotonic() + (0.0 if self._is_late() else FIRST_ATTEMPT)
         self._helper = helper
 
     def _lose(self, wire: Wire) -> None:
@@ -380,6 +412,9 @@ class Sender:
     def _hand_over(self, wire: Wire) -> None:
         """Tell each channel what it lost, so that the line stands where the hole is; then publishers may go on."""
         try:
+            if self._is_late() and wire.latency > BUDGET:
+                # It may have been away when it was connected to, and be quick now.
+                wire.ping(time.monotonic() + BUDGET)
             while not self._install(wire):
                 self._report(wire, time.monotonic() + CONNECT_BUDGET)
         except BaseException:
@@ -395,6 +430,7 @@ class Sender:
                 wire.close()
                 return True
             self._wire, self._failure = wire, None
+            self._judge(wire)
             was_away, self._told = not self._told.isdisjoint(("away", "queued")), set()
             self._state.notify_all()
         if was_away:

@@ -50,7 +50,10 @@ def timing(
         raise
     try:
         prep.timestamp(task)
-    except BaseException:  # a full disk, Redis away: who reads the lines must not wait for its end
+    except BaseException as error:  # a full disk, Redis away: who reads the lines must not wait for its end
+        if failed and not isinstance(error, RedisError):  # that one has been waited for long enough
+            with _optional(prep):
+                prep.note(keys.FAILED + str(task), int(time.time()))
         if step:
             step.failed()
         raise

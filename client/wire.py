@@ -5,10 +5,15 @@ trips; a worker must not wait for any of that. Here a connection is opened with 
 SELECT in one write, and a request is one write and one short reply line under RESP2.
 """
 
+import contextlib
 import math
+import os
 import select
 import socket
+import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
@@ -19,6 +24,7 @@ from client.connection import Address
 if TYPE_CHECKING:
     import ssl
 
+S = TypeVar("S", bound=socket.socket)
 T = TypeVar("T")
 
 # Seconds. A late reply does not end the connection, or a worker whose round trip is 0.2 s would reconnect for every
@@ -81,8 +87,10 @@ class Wire:
         self._would_block = would_block
         self._not_ready = tuple(would_block)
         self._buffer = bytearray()
-        self._owed = 0  # replies not seen yet
+        self._owed: deque[float] = deque()  # when each was written whose reply is not seen yet
         self._heard = time.monotonic()
+        # Seconds from a write until its reply was seen, of the last reply; infinite once one was waited for in vain.
+        self.latency = 0.0
 
     def close(self) -> None:
         """Close this process's hold on the socket; a child of a fork does not disturb its parent's connection."""
@@ -101,10 +109,11 @@ class Wire:
         """
         self.tell(channel, message, deadline)
         try:
-            while self._owed > 1:
+            while len(self._owed) > 1:
                 self._take(deadline)
             return _number(self._take(deadline))
         except TimeoutError:
+            self.latency = math.inf
             raise Unanswered("Redis did not answer in time", lost=self._is_silent()) from None
         except OSError as error:
             raise Unanswered(f"the connection ended before Redis answered: {reason(error)}", lost=True) from None
@@ -134,8 +143,8 @@ class Wire:
         written = sum(end <= sent for end in accumulate(map(len, packets)))
         if failure is not None:
             return Outcome([], written, f"could not write to Redis: {reason(failure)}")
-        earlier = self._owed
-        self._owed += written
+        earlier = len(self._owed)
+        self._owed.extend([time.monotonic()] * written)
         answers: list[bytes] = []
         try:
             for _ in range(earlier):
@@ -155,8 +164,13 @@ class Wire:
             OSError: the connection ended, or not all replies came in time.
         """
         self._send(b"".join(commands), deadline)
-        self._owed = len(commands)
+        self._owed.extend([time.monotonic()] * len(commands))
         return [self._take(deadline) for _ in commands]
+
+    def ping(self, deadline: float) -> None:
+        """PING, for `latency` to say what is true now; an answer that does not come in time is passed over later."""
+        with contextlib.suppress(OSError):  # of a connection that ended: the next command finds it so
+            self.handshake([pack(b"PING")], deadline)
 
     def _settle(self) -> None:
         """Take replies that came late, and notice a dead connection while nothing is written yet."""
@@ -176,16 +190,17 @@ class Wire:
             raise Unsent("Redis has left an earlier message unanswered")
 
     def _is_silent(self) -> bool:
-        return self._owed > 0 and time.monotonic() - self._heard > PATIENCE
+        return bool(self._owed) and time.monotonic() - self._heard > PATIENCE
 
     def _write(self, packet: bytes, deadline: float) -> None:
         try:
             self._send(packet, deadline)
         except OSError as error:
             raise Unsent(f"could not write to Redis: {reason(error)}") from None
+        now = time.monotonic()
         if not self._owed:
-            self._heard = time.monotonic()
-        self._owed += 1
+            self._heard = now
+        self._owed.append(now)
 
     def _send(self, packet: bytes, deadline: float) -> None:
         _, failure = self._push(packet, deadline)
@@ -239,8 +254,8 @@ class Wire:
     def _pop(self) -> bytes:
         line, _, rest = self._buffer.partition(b"\r\n")
         self._buffer = rest
-        self._owed -= 1
         self._heard = time.monotonic()
+        self.latency = self._heard - self._owed.popleft()
         return bytes(line)
 
 
@@ -275,11 +290,35 @@ def open_wire(address: Address, db: int, budget: float) -> Wire:
     return wire
 
 
+# All that this module has made, also what is not connected yet: a child of a fork closes its copies. The lock keeps a
+# fork from falling between the making of one and its being known.
+_sockets: "weakref.WeakSet[socket.socket]" = weakref.WeakSet()
+_making = threading.RLock()  # a signal handler may connect, or fork
+
+
+def _made(make: Callable[[], S]) -> S:
+    with _making:
+        sock = make()
+        _sockets.add(sock)
+    return sock
+
+
+def _close_all() -> None:
+    """In a child of a fork. Closing a copy says nothing to the peer: the parent's connection goes on."""
+    _making.release()
+    for sock in list(_sockets):
+        sock.close()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_close_all)
+
+
 def _connect(found: Sequence[tuple[int, int, int, str, Any]], deadline: float) -> socket.socket:
     """Try each address; one that swallows packets gets its share of the time, not all of it."""
     trouble = OSError("the name has no address")
     for waiting, (family, kind, proto, _, where) in zip(range(len(found), 0, -1), found, strict=True):
-        sock = socket.socket(family, kind, proto)
+        sock = _made(partial(socket.socket, family, kind, proto))
         try:
             sock.settimeout(_left(deadline) / waiting)
             sock.connect(where)
@@ -294,7 +333,7 @@ def _connect(found: Sequence[tuple[int, int, int, str, Any]], deadline: float) -
 
 
 def _connect_path(path: str, deadline: float) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = _made(partial(socket.socket, socket.AF_UNIX, socket.SOCK_STREAM))
     try:
         sock.settimeout(_left(deadline))
         sock.connect(path)
@@ -307,8 +346,15 @@ def _connect_path(path: str, deadline: float) -> socket.socket:
 def _secured(sock: socket.socket, address: Address, deadline: float) -> tuple[socket.socket, WouldBlock]:
     import ssl
 
-    sock.settimeout(_left(deadline))
-    secured = _context(address).wrap_socket(sock, server_hostname=address.host)
+    context = _context(address)
+    # Its handshake apart: a fork in the middle of it must find the socket among those that are known.
+    secured = _made(partial(context.wrap_socket, sock, server_hostname=address.host, do_handshake_on_connect=False))
+    try:
+        secured.settimeout(_left(deadline))
+        secured.do_handshake()
+    except BaseException:
+        secured.close()
+        raise
     return secured, {ssl.SSLWantReadError: _READ, ssl.SSLWantWriteError: _WRITE}
 
 

@@ -209,3 +209,22 @@ def test_a_read_only_disk(server, small_disk):
     with RedisPrep(str(small_disk), best_effort=True) as forgiving:
         forgiving["b"] = 2
     assert server.hget(RUN, "timestamps:b") == "2"
+
+
+@pytest.mark.needs("mount")
+def test_a_lazy_dump_that_could_never_be_written_is_an_error_at_once(server, small_disk, caplog):
+    """Later there would be nobody to tell but the log: a thread writes it."""
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk.parent)], check=True)
+    with pytest.raises(PermissionError, match="no dump can be written here; mend the rights, or the mount"):
+        RedisPrep(str(small_disk), dump="lazy")
+    RedisPrep(str(small_disk), dump="lazy", best_effort=True)["a"] = 1
+    assert server.hget(RUN, "timestamps:a") == "1"
+    assert "no dump can be written here" in caplog.text
+
+
+@pytest.mark.needs("mount")
+def test_a_step_whose_end_could_not_be_kept_has_failed(server, small_disk):
+    run = RedisPrep(str(small_disk))
+    with pytest.raises(OSError, match="Read-only"), run.timed("a", failed=True):
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk.parent)], check=True)
+    assert {"timestamps:a", "failed:a"} <= set(server.hkeys(RUN))

@@ -588,3 +588,9 @@ def test_a_redis_without_memory_says_so_and_the_old_dump_stays(redis_server, wd,
     assert (wd / "redisprep.dump").read_bytes() == before
     assert run["build_soils"] is not None
     assert run["build_climate"] is None
+
+
+@pytest.mark.parametrize("run_id", [5, b"run1", Path("run1")])
+def test_a_run_id_that_is_no_text_is_an_error(server, wd, run_id):
+    with pytest.raises(TypeError, match="run_id is a str such as 'batch;;wa;;run1', not"):
+        RedisPrep(str(wd), run_id=run_id)

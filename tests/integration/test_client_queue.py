@@ -203,6 +203,7 @@ def test_strict_goes_behind_what_waits(redis_url):
         assert heard(following, "strict")[:-1] == [str(number) for number in range(500)]
 
 
+@pytest.mark.promise
 def test_strict_says_what_waits_before_it(recorder, redis_server):
     StatusMessenger.configure(queue=True)
     redis_server.pause()

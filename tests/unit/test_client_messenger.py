@@ -18,7 +18,7 @@ class FakeSender:
         self.outcome = outcome
         self.published = []
 
-    def publish(self, channel, message, flush=None):
+    def publish(self, channel, message, flush=None, *, patient=False):
         if isinstance(self.outcome, Exception):
             raise self.outcome
         self.published.append((channel, message))

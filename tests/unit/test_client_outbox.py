@@ -19,7 +19,7 @@ class FakeSender:
         self.batches = []
         self.owed = []
         self.dropped = 0
-        self.warned = []
+        self.warned, self.news = [], []
         self.error = None
         self.asked = threading.Event()
 
@@ -45,6 +45,7 @@ class FakeSender:
 
     def warn(self, kind, cause):
         self.warned.append(kind)
+        self.news.append(cause)
 
     @property
     def sent(self):
@@ -174,6 +175,28 @@ def test_flush_waits_for_what_was_there_before_it_only(box, sender):
     finally:
         ended.set()
         thread.join()
+
+
+def test_close_tells_what_is_on_its_way(box, sender):
+    """At the end of a process its thread ends, too, and nobody ever learns what became of the last write."""
+    entered, release = threading.Event(), threading.Event()
+
+    def publish_batch(batch):
+        entered.set()
+        release.wait(10)
+        return len(batch)
+
+    sender.publish_batch = publish_batch
+    mine = box()
+    mine.append("c", b"on its way")
+    assert entered.wait(10)
+    mine.append("c", b"left")
+    assert mine.close(0.05) is False
+    assert sender.news == ["1 were dropped, 1 on their way are in doubt"]
+    assert sum(each.waiting for each in box().and_closed()) == 1
+    release.set()
+    mine._thread.join(10)
+    assert mine.waiting == 0
 
 
 def test_close_counts_what_is_left(box, sender):

@@ -8,7 +8,7 @@ import pytest
 from client import sender as module
 from client.connection import Address
 from client.sender import Dropped, InDoubt, Refused, Sender, Trouble
-from client.wire import ReplyError, Unanswered, Unsent
+from client.wire import Outcome, ReplyError, Unanswered, Unsent
 
 
 class FakeWire:
@@ -18,6 +18,7 @@ class FakeWire:
         self.script = list(script)
         self.published = []
         self.closed = False
+        self.latency = 0.0
 
     def publish(self, channel, message, deadline):
         step = self.script.pop(0) if self.script else 1
@@ -28,6 +29,9 @@ class FakeWire:
 
     def tell(self, channel, message, deadline):
         self.publish(channel, message, deadline)
+
+    def ping(self, deadline):
+        pass
 
     def close(self):
         self.closed = True
@@ -255,3 +259,35 @@ def test_a_closed_sender_ends_its_helper(wires):
 def test_pauses_double_up_to_a_bound():
     pauses = module._pauses()
     assert [next(pauses) for _ in range(12)] == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]
+
+
+def test_a_helper_that_never_ran_is_waited_for_by_nobody(sender, wires, monkeypatch):
+    """A signal handler's exception, as RQ ends a job that takes too long, may come while the thread is started."""
+    start = threading.Thread.start
+
+    def interrupted(_):
+        monkeypatch.setattr(threading.Thread, "start", start)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sender.publish("c", b"a")
+    wires(FakeWire())
+    assert sender.publish("c", b"b") == 1
+    assert sender.counts() == (1, 0, 1, 0)
+
+
+def test_an_outage_of_a_queue_is_one_warning(sender, wires, caplog):
+    """What was on its way when the connection ended, and that there is none, are one and the same news."""
+    wire = FakeWire()
+    wire.publish_many = lambda messages, deadline: Outcome([], len(messages), "the connection ended")
+    wires(wire, OSError("refused"))
+    sender.connect(lambda: True)
+    assert sender.publish_batch([("c", b"a"), ("c", b"b")]) == 2
+    tried = threading.Thread(target=sender.connect, args=(lambda: sender._failure is None,))
+    tried.start()
+    tried.join(10)
+    assert sender._failure == "refused"
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["Redis at redis"]
+    assert "status messages wait until it is back: 2 are in doubt: the connection ended" in caplog.text
+    assert sender.counts() == (0, 0, 2, 0)
