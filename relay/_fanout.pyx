@@ -56,6 +56,7 @@ cdef enum:
     GRACE_NS = 100000000    # so long it is worth waiting for
     WORTH_COPYING = 4096    # bytes that are freed by it
     LISTENER = 0x80000000   # marks a listener in an epoll event
+    UNFINISHED = 0xFFFFFFFF # marks what a flush has left
     TRIM = 16777216         # bytes of frames that must have gone before their memory is given back
     SWEEP = 10              # every slot is looked at once in so many ticks
     MOST_ANSWER = 512       # bytes of a 101 that the core builds
@@ -336,7 +337,7 @@ cdef class Core(Newcomers):
         """`flush`, unless one has left something: that is gone on with by the loop, and each read from Redis would take
         another 2 ms from everything else."""
         if not self.left:
-            self.flush()
+            self.deliver_some()
 
     def flush(self) -> bool:
         """Delivers for at most about 2 ms; whether something is left for the next call.
@@ -344,13 +345,17 @@ cdef class Core(Newcomers):
         Half of the time is for topics that have not had any yet, so that one client's message need not wait for a
         burst to fifteen thousand others; the rest is for those that were not finished.
 
-        While something is left `unfinished_fileno` is readable: have the loop call this then. Called by a callback of the
-        core it does nothing yet: its arrays are being walked over.
+        While something is left `fileno` is readable, and `poll` goes on. Called by a callback of the core it does nothing
+        yet: its arrays are being walked over.
         """
+        self.deliver_some()
+        return self.left
+
+    cdef int deliver_some(self) except -1:
         cdef int64_t now = now_ns()
         if self.inside:
             self.tell_unfinished(True)
-            return True
+            return 0
         self.inside = True
         try:
             self.serve(self.fresh, now + SLICE_NS // 2)
@@ -360,7 +365,7 @@ cdef class Core(Newcomers):
             self.inside = False
             self.finish_turn()
         self.tell_unfinished(self.fresh.first is not None or self.unfinished.first is not None)
-        return self.left
+        return 0
 
     cdef int serve(self, Line line, int64_t until) except -1:
         cdef Topic topic

@@ -49,30 +49,40 @@ cdef class Sockets(Clients):
     # ---- the turn ----
 
     def poll(self) -> None:
-        """Serves whatever sockets are ready, for at most about 2 ms. Call it whenever `fileno` is readable."""
-        cdef int64_t until = now_ns() + SLICE_NS
-        cdef int n, i, turn
+        """Serves whatever sockets are ready, then what a flush has left, each for at most about 2 ms.
+
+        Call it whenever `fileno` is readable.
+        """
         if self.inside:
             raise RuntimeError("poll was called by a callback of the core")
         self.inside = True
         try:
-            for turn in range(ROUNDS):
-                n = epoll_wait(self.ep, self.events, EVENTS, 0)
-                for i in range(n):
-                    self.on_event(self.events[i].data.u64, self.events[i].events)
-                    if now_ns() >= until:
-                        return  # level-triggered: what is left is reported again, behind those not seen yet
-                self.reap_dead()  # on the turn's time: close(2) is 12 us, and a proxy that dies takes all at once
-                # Another look costs 0.4 us, another turn of the event loop ten times that: a storm brings more at once.
-                if n == 0 or now_ns() >= until:
-                    return
+            self.serve_sockets(now_ns() + SLICE_NS)
         finally:
             self.inside = False
             self.finish_turn()
+        if self.left:
+            self.deliver_some()
+
+    cdef int serve_sockets(self, int64_t until) except -1:
+        cdef int n, i, turn
+        for turn in range(ROUNDS):
+            n = epoll_wait(self.ep, self.events, EVENTS, 0)
+            for i in range(n):
+                self.on_event(self.events[i].data.u64, self.events[i].events)
+                if now_ns() >= until:
+                    return 0  # level-triggered: what is left is reported again, behind those not seen yet
+            self.reap_dead()  # on the turn's time: close(2) is 12 us, and a proxy that dies takes all at once
+            # Another look costs 0.4 us, another turn of the event loop ten times that: a storm brings more at once.
+            if n <= self.left or now_ns() >= until:
+                return 0
+        return 0
 
     cdef int on_event(self, uint64_t data, uint32_t events) except -1:
         cdef uint32_t index = data & 0xFFFFFFFF
         cdef Slot *slot
+        if data == UNFINISHED:
+            return 0
         if index & LISTENER:
             return self.accept_some(index & ~<uint32_t>LISTENER)
         slot = self.find(data)

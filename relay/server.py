@@ -163,7 +163,6 @@ class Server:
         for number, signals in ((signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")):
             self.loop.add_signal_handler(number, self.stop, signals)
         self.loop.add_reader(self.core.fileno(), self.core.poll)
-        self.loop.add_reader(self.core.unfinished_fileno(), self.core.flush)
         for service, sock in self._listeners:
             self.core.listen(sock.fileno(), service.index, introduced=self.settings.proxy_protocol)
             log.info(f"{service.name} listens on {_where(sock)}")
@@ -180,7 +179,6 @@ class Server:
         finally:
             timer.cancel()
             self.loop.remove_reader(self.core.fileno())
-            self.loop.remove_reader(self.core.unfinished_fileno())
             self._stop_accepting()
             self.core.stop_listening()
             for _, sock in self._internal.values():
