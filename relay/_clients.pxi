@@ -17,7 +17,8 @@ cdef class Clients:
     cdef uint32_t capacity, limit, used, high
     cdef uint32_t free_slot, dead_slot
     cdef Row silent, begun  # heads: those of whom nothing has come, and those of whom a part has
-    cdef uint32_t now, swept
+    cdef uint32_t now       # the tick: stands still while the process does
+    cdef uint32_t stood     # ticks for which it has
     cdef uint32_t max_heads, head_ticks
     cdef int64_t last_tick
     cdef size_t max_live, most_live, max_head
@@ -206,7 +207,7 @@ cdef class Clients:
         self.leave_heads(self.index_of(slot))
         slot.stage = PARKED
         slot.version = version
-        slot.expires = self.now + ticks(expires_in) if expires_in > 0 else 0
+        slot.expires = self.now + self.stood + ticks(expires_in) if expires_in > 0 else 0
         return True
 
     def refuse(self, uint64_t client, bytes answer) -> bool:

@@ -110,7 +110,7 @@ cdef struct Slot:
     uint32_t previous       # in a row of heads
     uint32_t heard          # tick of the last sign of life
     uint32_t deadline       # tick at which a head or a close is given up
-    uint32_t expires        # tick at which the client's permission ends; 0: never
+    uint32_t expires        # tick, those included for which the process stood still, that ends its permission; 0: never
     uint32_t refilled       # tick of the token bucket
     uint16_t tokens         # tenths of a frame that it may send now; CLOSING: reads until it is cut off
     uint8_t service

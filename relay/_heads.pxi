@@ -14,13 +14,15 @@ cdef enum:
 
 cdef extern from *:
     """
-    /* 1: may stand in a token (RFC 9110, 5.6.2). 2: in a field value. 4: in a target. 8: in base64. */
+    /* 1: may stand in a token (RFC 9110, 5.6.2). 2: in a field value. 4: in a target. 8: in base64. 16: in a host and its
+       port (RFC 3986, 3.2.2), where no rule says in which order. */
     static unsigned char relay_class[256];
     static void relay_class_init(void) {
         for (int c = 0x20; c < 0x7f; c++) {
             int letter = (c | 0x20) >= 'a' && (c | 0x20) <= 'z', digit = c >= '0' && c <= '9';
             relay_class[c] = 2 | (c > 0x20 ? 4 : 0) | (letter || digit || c == '+' || c == '/' ? 8 : 0)
-                | (letter || digit || (c > 0x20 && strchr("!#$%&'*+-.^_`|~", c)) ? 1 : 0);
+                | (letter || digit || (c > 0x20 && strchr("!#$%&'*+-.^_`|~", c)) ? 1 : 0)
+                | (letter || digit || (c > 0x20 && strchr("-._~%!$&'()*+,;=:[]", c)) ? 16 : 0);
         }
     }
     """
@@ -90,7 +92,7 @@ cdef bint take_header(Head *head, Text name, Text value) noexcept:
     cdef unsigned int which = 0
     cdef bint right = True
     if name.size == 4 and same(name, b"host", 4):
-        which = HOST
+        which, right = HOST, span(value.at, 16) == value.at + value.size
     elif name.size == 7 and same(name, b"upgrade", 7):
         which, right = UPGRADE, same(value, b"websocket", 9)
     elif name.size == 10 and same(name, b"connection", 10):

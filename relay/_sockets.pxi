@@ -424,7 +424,7 @@ cdef class Sockets(Clients):
         """Heartbeats, deadlines, the silent and the slow. Call it every TICK seconds.
 
         The core's clock stands still while the process does: after a stop of minutes nobody is judged by pongs that
-        wait in the sockets unread.
+        wait in the sockets unread. A permission ends when it was said to.
         """
         cdef int64_t elapsed = (now_ns() - self.last_tick) // 100000000
         cdef int64_t i
@@ -433,6 +433,7 @@ cdef class Sockets(Clients):
         self.last_tick += elapsed * 100000000
         self.inside = True
         try:
+            self.stood += <uint32_t>max(elapsed - CATCH_UP, <int64_t>0)
             for i in range(min(elapsed, <int64_t>CATCH_UP)):
                 self.now += 1
                 self.expire_heads()
@@ -488,7 +489,7 @@ cdef class Sockets(Clients):
             self.breach(index, PONG_TIMEOUT)
             self.part(index, 1008, b"no pong in time", True)
             self.bury(index)  # nothing will come from there any more
-        elif slot.expires and slot.expires <= self.now:
+        elif slot.expires and slot.expires <= self.now + self.stood:
             self.part(index, 1008, b"permission expired", True)
         elif slot.backlog is not NULL and slot.backlog.count and not service.newest_only and \
                 self.now - backlog_at(slot.backlog, 0).since > service.write_timeout:

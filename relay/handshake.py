@@ -40,6 +40,7 @@ RESERVED = frozenset({"relay.js", "livez", "readyz", "metrics", "health"})
 
 _REQUEST_LINE = re.compile(rb"([!-~]+) ([!-~]+) HTTP/(1\.[01])")
 _AUTHORITY = re.compile(r"https?://[^/?#]+(?=[/?]|$)", re.IGNORECASE)
+_HOST = re.compile(r"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")  # what a host and its port are made of (RFC 3986, 3.2.2)
 _PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _RUN_PATH = re.compile(rf"/run/{RUN}/?")
 _ORIGIN = re.compile(
@@ -190,6 +191,8 @@ def judged(head: bytes, max_headers: int = MAX_HEADERS) -> Request:
     hosts = request.headers.get_all("Host")  # type: ignore[union-attr]
     if len(hosts) > 1 or (not hosts and protocol_version == "1.1"):
         raise Refused("400 Bad Request", f"{len(hosts)} Host headers where there must be one.")
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        raise Refused("400 Bad Request", "The Host header names no host.")
     path, _, query = target.partition("?")
     upgrade = _upgrade(judge, request, method)
     origin = request.headers.get("Origin") if upgrade else None  # type: ignore[union-attr]

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from relay import checklist
 from relay._fanout import Core
@@ -200,7 +201,11 @@ class Preflight:
         if error is not None:
             self._on_error(run, state, error)
             return
-        self._show(run, state, answer.result(), announced)
+        fields = answer.result()
+        if not _is_hash(fields):
+            self.commands.abort(f"{self.commands.told(fields)} is no answer to HGETALL")
+            return
+        self._show(run, state, fields, announced)
         state.shown_at = state.read_at
         if state.covered and not state.current and self.commands.up:
             state.current = True
@@ -239,10 +244,8 @@ class Preflight:
         for each in list(self._runs):
             self._touch(each)
 
-    def _show(self, run: bytes, state: _Run, fields: object, announced: bool) -> None:
+    def _show(self, run: bytes, state: _Run, fields: list[bytes], announced: bool) -> None:
         """Publishes the snapshot where it differs from what the clients hold."""
-        if not isinstance(fields, list):
-            return
         frame = checklist.frame(dict(zip(fields[::2], fields[1::2], strict=True)))
         if frame == state.snapshot:
             return
@@ -314,6 +317,11 @@ class Preflight:
         if state != self.events:
             self.events = state
             self.log.log(level, sentence)
+
+
+def _is_hash(reply: object) -> TypeGuard[list[bytes]]:
+    """Fields and values by turns, as HGETALL answers under RESP2."""
+    return isinstance(reply, list) and len(reply) % 2 == 0 and all(isinstance(part, bytes) for part in reply)
 
 
 def _unix(at: float) -> float:

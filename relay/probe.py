@@ -8,7 +8,7 @@ link is deaf and is made anew.
     new, or quiet 8 s -> PUBLISH -> accepted -> back on the link within 5 s: proved
                             |           └-> not back: the link is thrown away
                             ├-> refused (NOPERM, READONLY, MISCONF): off until either connection is made anew
-                            └-> not sent, not answered: tried again after the next quiet interval
+                            └-> not sent, not answered, another error: tried again after the next quiet interval
 """
 
 import asyncio
@@ -53,7 +53,7 @@ class Probe:
         self._loop = asyncio.get_running_loop()
         self._first = self._seen = 0  # messages when the link came up, and at the last look
         self._proved_at = 0.0  # since when the newest message may have been the last
-        self._looked_at = 0.0
+        self._looked_at = self._sent_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._pending: asyncio.Future[object] | None = None  # a PUBLISH that Redis has not answered
         self._due = 0.0  # until when the accepted one must be back; 0: none is under way
@@ -122,13 +122,14 @@ class Probe:
             self._due = max(self._due, now + EVERY)  # what has come meanwhile is not read yet
         elif self._due and now >= self._due:
             self._deaf(f"Redis accepted a message and did not deliver it in {DEADLINE:g} s: this connection is deaf")
-        elif late or now - self._proved_at >= QUIET:
+        elif late or now - max(self._proved_at, self._sent_at) >= QUIET:
             self._publish()
 
     def _publish(self) -> None:
         if self.off or not self._subscribed or self._due or self._pending or not self.commands.up:
             return
         self.sent += 1
+        self._sent_at = self._loop.time()
         self._pending = answer = self.commands.call(b"PUBLISH", self.channel, b"")
         answer.add_done_callback(self._on_answer)
 
@@ -139,5 +140,7 @@ class Probe:
         self._pending = None
         if isinstance(error, hiredis.ReplyError) and str(error).startswith(_REFUSED):
             self.refused(str(error))
+        elif isinstance(error, hiredis.ReplyError):
+            self.commands.report(logging.WARNING, f"Redis did not publish the probe of the subscription link: {error}")
         elif error is None and not answer.cancelled() and self._arrived() == self._seen:
             self._due = self._loop.time() + DEADLINE

@@ -132,6 +132,8 @@ def test_as_many_headers_as_are_asked_for():
         head(needed=[*NEEDED[:3], "Sec-WebSocket-Key: *" + KEY[1:], NEEDED[4]]),
         head(needed=[*NEEDED[:4], "Sec-WebSocket-Version: 8"]),
         head(needed=[NEEDED[0], "Connection: close", *NEEDED[2:]]),
+        head(needed=["Host: a b@c/", *NEEDED[1:]]),
+        head(needed=["Host: user@x", *NEEDED[1:]]),
         head(needed=[NEEDED[0], "Connection: upgrade, ", *NEEDED[2:]]),
         head(needed=[NEEDED[0], "Connection: upgradex", *NEEDED[2:]]),
         head(needed=[*NEEDED[:2], "Upgrade: websocket, h2c", *NEEDED[3:]]),

@@ -746,6 +746,21 @@ def test_a_permission_that_expires(make_rig):
     assert close_code(rig.ended(sock)) == 1008
 
 
+def test_a_permission_ends_when_it_was_said_to_though_the_process_stood_still(make_rig):
+    """The core's clock stands still then, so that nobody is judged by pongs that could not be read."""
+    rig = make_rig()
+    rig.decide = lambda client, head, full: (
+        rig.core.accept(client, ANSWER, expires_in=2.0),
+        rig.core.attach(client, b"t"),
+    )
+    sock = rig.join(b"t")
+    time.sleep(2.1)
+    began = time.monotonic()
+    rig.tick_until(lambda: rig.stats["closes"] == {1008: 1})
+    assert time.monotonic() - began < 1.3, "each slot is looked at once a second"
+    assert close_code(rig.ended(sock)) == 1008
+
+
 @pytest.mark.parametrize("value", [0, -1, 1e9, float("nan")])
 def test_an_interval_that_is_none_is_refused(rig, value):
     with pytest.raises(ValueError, match="is no interval"):

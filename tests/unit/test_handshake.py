@@ -101,6 +101,9 @@ def without(name):
         (head(headers=["Content-Length: 5", *UPGRADE]), 400),
         (head(headers=["Host: y", *UPGRADE]), 400),
         (head(headers=without("Host")), 400),
+        (head(headers=["Host: a b@c/", *UPGRADE[1:]]), 400),
+        (head(headers=["Host: user@x", *UPGRADE[1:]]), 400),
+        (head(headers=["Host: http://x", *UPGRADE[1:]]), 400),
         (head(headers=without("Connection")), 426),
         (head(headers=without("Sec-WebSocket-Key")), 400),
         (head(headers=without("Sec-WebSocket-Version")), 400),
@@ -130,6 +133,8 @@ def test_the_number_of_headers_may_be_set(extra):
 
 def test_without_upgrade_nothing_is_upgraded():
     assert read(head(headers=["Host: x"])).upgrade is None
+    assert read(head(headers=["Host: [2001:db8::1]:9002"])).method == "GET"
+    assert read(head(headers=["Host:"])).method == "GET"
     assert read(head("HEAD /health HTTP/1.1", ["Host: x"])).method == "HEAD"
     assert read(head("GET /health HTTP/1.0", [])).upgrade is None
     assert read(head(headers=["Host: x", "Connection: Upgrade", "Upgrade: h2c"])).upgrade is None

@@ -74,7 +74,7 @@ class Commands:
         self.up = True
         self.sure = 0.0
         self.calls = []
-        self.reported = []
+        self.reported, self.aborted = [], []
         self.on_ready, self.on_gone = [], []
 
     def ready(self):
@@ -88,6 +88,12 @@ class Commands:
 
     def report(self, level, sentence):
         self.reported.append(sentence)
+
+    def told(self, reply):
+        return "what it is"
+
+    def abort(self, why):
+        self.aborted.append(why)
 
     def reads(self):
         return [parts[1] for parts, _ in self.calls if parts[0] == b"HGETALL"]
@@ -291,13 +297,15 @@ async def test_a_lost_connection_sends_nothing_and_is_no_refusal(watching):
     assert commands.reads() == [b"run1", b"run1"]
 
 
-@pytest.mark.parametrize("reply", [None, 1, b"OK"])
-async def test_an_answer_that_is_no_hash_sends_nothing(watching, reply):
+@pytest.mark.parametrize("reply", [None, 1, b"OK", [b"odd"], [b"a", 1], [b"a", [b"b"]], [None, b"b"]])
+async def test_an_answer_that_is_no_hash_sends_nothing_and_ends_the_connection(watching, reply):
+    """Who answers so is no Redis that can be believed: what it says next may be another command's."""
     service, core, _, commands = watching
     await spaced()
     service.on_event(EVENTS_OF_RUN1, b"hset")
     await commands.answer(reply)
     assert len(core.published) == 1
+    assert commands.aborted == ["what it is is no answer to HGETALL"]
 
 
 # ---- reading ----

@@ -1,5 +1,6 @@
 """The proof that the link delivers: when it is asked for, what counts as one, and what its absence leads to."""
 
+import asyncio
 import logging
 
 import pytest
@@ -107,6 +108,23 @@ async def test_a_refused_publish_turns_it_off_until_a_connection_is_made_anew(bo
     assert link.up
     link.probe.retry()
     await published(commands_side)
+
+
+async def test_another_error_is_said_and_tried_again_after_a_quiet_interval(both, caplog, monkeypatch):
+    link, _, commands_side = both
+    monkeypatch.setattr(probe, "QUIET", 0.3)
+    with caplog.at_level(logging.WARNING, "relay.redis"):
+        await published(commands_side)
+        commands_side.say(b"-ERR unknown command 'PUBLISH'\r\n")
+        await until(lambda: caplog.messages)
+        began = asyncio.get_running_loop().time()
+        await published(commands_side)
+        assert asyncio.get_running_loop().time() - began > 0.2, "not with each look"
+        commands_side.say(b"-OOM command not allowed\r\n")
+        await published(commands_side)
+    assert len([line for line in caplog.messages if "did not publish the probe" in line]) == 1
+    assert link.up
+    assert not link.probe.off
 
 
 async def test_refused_to_subscribe_it_is_off_and_the_rest_goes_on():
