@@ -5,7 +5,7 @@ The product has no such switches. Each defence is taken out here, before the rel
 
 import sys
 
-from relay import link, preflight, probe, status, upstream
+from relay import link, logs, preflight, probe, status, upstream
 from relay.cli.main import main
 
 
@@ -82,6 +82,28 @@ def _max_reply():
     upstream.Upstream.__init__ = __init__
 
 
+def _resubscribe():
+    """A link that is made anew subscribes to nothing but its probe."""
+    up = link.Link.on_up
+
+    def on_up(self):
+        wanted, self._wanted = self._wanted, {}
+        up(self)
+        self._wanted = wanted
+
+    link.Link.on_up = on_up
+
+
+def _log_room():
+    """Ten lines of the log may wait, not 10 000: for the bound itself to be seen."""
+    logs.WAITING = 10
+
+
+def _log_thread():
+    """Each line is written by who says it, and waits for who reads it."""
+    logs.Lines.emit = lambda self, record: self._write(self.format(record))
+
+
 def _log_every():
     """Each failure has its line."""
     upstream.LOG_EVERY = 0.0
@@ -91,7 +113,7 @@ DEFENCES = {
     function.__name__.strip("_").replace("_", "-"): function
     for function in (
         _probe, _ping, _user_timeout, _gap, _size, _silence, _recheck, _reread, _spacing, _single_flight, _max_reply,
-        _log_every,
+        _log_every, _resubscribe, _log_room, _log_thread,
     )
 }  # fmt: skip
 

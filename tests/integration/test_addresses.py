@@ -70,6 +70,14 @@ def test_a_forged_address_is_not_believed(relay, crowd, trusted):
 
 
 @pytest.mark.row("S6")
+def test_who_trusts_everybody_believes_a_forged_address(relay, crowd):
+    """The control."""
+    process = relay("status", env={**BOUND, "RELAY_TRUSTED_PROXIES": "0.0.0.0/0"})
+    url = f"{process.status_url}/r1:wepp"
+    assert [crowd(url, f"X-Forwarded-For: 1.2.3.{i}") for i in range(5)] == [101] * 5
+
+
+@pytest.mark.row("S6")
 def test_behind_a_trusted_proxy_only_what_it_wrote_itself_counts(relay, crowd):
     """S6: the client's own lines are to the left of the proxy's."""
     process = relay("status", env={**BOUND, "RELAY_TRUSTED_PROXIES": "127.0.0.0/30"})

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import socket
 import time
 from pathlib import Path
 
@@ -152,6 +153,71 @@ def test_paths_that_name_nothing_are_refused_and_reach_no_redis(relay, redis_ser
     asked = redis_server.execute("INFO", "commandstats")
     assert asked["cmdstat_subscribe"]["calls"] == 1, "the link's own probe"
     assert process.stderr == [line for line in process.stderr if '"level": "info"' in line], "a scan floods the log"
+
+
+EVIL = "EVIL"
+HEADERS = [
+    f"{name}: {EVIL}" for name in ("User-Agent", "Cookie", "X-Forwarded-For", "X-Real-IP", "Forwarded", "Authorization")
+]
+
+
+@contextlib.contextmanager
+def monitored(server):
+    """All that the clients of a Redis say while the context lasts: each line of MONITOR."""
+    lines = []
+    with socket.create_connection(("127.0.0.1", server.port)) as sock, sock.makefile("rb") as file:
+        sock.sendall(b"MONITOR\r\n")
+        assert file.readline() == b"+OK\r\n"
+        yield lines
+        server.execute("ECHO", "the end")
+        while not lines or b"the end" not in lines[-1]:
+            lines.append(file.readline())
+
+
+@pytest.mark.row("S5")
+@pytest.mark.parametrize("service", ["status", "preflight"])
+def test_no_byte_of_an_attacker_reaches_redis(relay, redis_server, service):
+    """Odd paths, and good ones with everything else that a client may say; MONITOR is the judge."""
+    process = relay(service, env={"REDIS_URL": redis_server.url})
+    base = process.status_url or process.preflight_url
+    good, watched = ("/r1:wepp", b"r1:wepp") if service == "status" else ("/r1", b"__keyspace@0__:r1")
+    with monitored(redis_server) as lines:
+        for path in (
+            *BAD_PATHS[service],
+            f"/{EVIL}" + "x" * 10_240,
+            f"/{EVIL}%0d%0aFLUSHALL",
+            f"/{EVIL}*",
+            f"/[{EVIL}]",
+        ):
+            assert ask(base, upgrade(path)).status in (400, 431), path
+        with Wire(address_of(base)) as wire:
+            wire.send(upgrade(f"{good}?token={EVIL}&v={EVIL}", *HEADERS))
+            assert wire.answer().status == 101
+            wait_for(lambda: redis_server.channels() == [watched], "subscribed")
+            for text in (f'{{"type":"init","run":"{EVIL}"}}', f"{EVIL}\r\nFLUSHALL\r\n", f"*1\r\n$4\r\n{EVIL}\r\n"):
+                wire.send(frame(TEXT, text.encode()))
+            wire.send(frame(CLOSE, b"\x03\xe8" + EVIL.encode()))
+            wire.ended()
+        wait_for(lambda: redis_server.channels() == [], "it has left")
+    said = b"".join(lines)
+    assert watched in said, "what is asked for reaches it"
+    assert EVIL.encode() not in said
+    known = {b"subscribe", b"unsubscribe", b"publish", b"ping", b"hgetall", b"config", b"pubsub", b"echo", b"info"}
+    commands = [line.split(b'"')[1].lower() for line in lines]
+    assert set(commands) - {b"hello"} <= known  # that one is the test's own
+    names = {part for line in lines for part in line.split(b'"')[3::2]}
+    strange = {name for name in names if b"__relay__:probe:" not in name} - {watched, b"r1"}
+    assert strange <= {
+        b"GET",
+        b"notify-keyspace-events",
+        b"CHANNELS",
+        b"the end",
+        b"server",
+        b"",
+        b"AUTH",
+        b"(redacted)",
+        b"3",
+    }
 
 
 @pytest.mark.parametrize("service", ["status", "preflight"])

@@ -110,6 +110,38 @@ def test_when_full_newcomers_get_503_and_nothing_spins(limited, peers, worker, r
 
 
 @pytest.mark.row("F30")
+@pytest.mark.needs("strace", "root")
+@pytest.mark.parametrize("error", ["ENOBUFS", "ENOMEM", "ENFILE", "ECONNABORTED"])
+@pytest.mark.parametrize("service", ["status", "preflight"])
+def test_errors_of_accept_are_waited_out(relay, redis_server, tmp_path, service, error):
+    """Whoever came meanwhile is served once the kernel has room again."""
+    process = relay(service, env={"REDIS_URL": redis_server.url})
+    base = process.status_url or process.preflight_url
+    path = "/r0:wepp" if service == "status" else "/r0"
+    log = tmp_path / "strace"
+    with Peer(base + path) as first:
+        strace = subprocess.Popen(
+            ["strace", "-f", "-o", str(log), "-e", "trace=accept4", "-e", f"inject=accept4:error={error}:when=1..10",
+             "-p", str(process.process.pid)], stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert "attached" in strace.stderr.readline()
+            with contextlib.ExitStack() as stack:
+                late = [stack.enter_context(Wire(address_of(base))) for _ in range(5)]
+                for wire in late:
+                    wire.send(upgrade(path))
+                assert [wire.answer().status for wire in late] == [101] * 5
+        finally:
+            strace.send_signal(signal.SIGINT)
+            strace.wait()
+            strace.stderr.close()
+        tried = [line for line in log.read_text().splitlines() if "accept4(" in line]
+        assert sum("INJECTED" in line for line in tried) == 10
+        assert len(tried) < 40, "it spins"
+        assert first.alive()
+
+
+@pytest.mark.row("F30")
 @pytest.mark.needs("prlimit")
 def test_health_is_answered_however_many_are_refused(limited, peers):
     """Who is refused does not linger in the few places that health paths are answered from."""
