@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
 FOREVER = float("inf")
+READ_IN = 0.5  # seconds from a write until every client holds it (delivery, promise 6)
 SLACK = 0.005  # seconds between the relay's reading of the clock and ours; `since` is rounded to a millisecond
 FIELDS = {  # in the order in which a run's checks become true, so that each is newer than those it depends on
     "channels": "timestamps:build_channels",
@@ -86,6 +87,7 @@ class Written:
 
     run: str
     states: list[tuple[int | None, frozenset]] = field(default_factory=lambda: [(None, frozenset())])
+    times: list[float] = field(default_factory=lambda: [0.0])  # by state: unix seconds by which Redis had it
 
     def write(self, redis, checks=None):
         """One HSET, to the next version with the first so many checks true; all as before unless told."""
@@ -94,11 +96,15 @@ class Written:
         names = list(FIELDS)[:checks] if checks is not None else [name for name in FIELDS if name in before]
         self.states.append((version, before | frozenset(names)))
         new = {FIELDS[name]: version * 10 + at for at, name in enumerate(names) if name not in before}
+        self.times.append(FOREVER)
+        at = len(self.times) - 1
         redis.hset(self.run, mapping={"last_modified": version, **new})
+        self.times[at] = time.time()
 
     def wiped(self):
         """The hash is gone with its Redis."""
         self.states.append((None, frozenset()))
+        self.times.append(FOREVER)
 
 
 # ---- judges ----
@@ -220,10 +226,24 @@ class PreflightJudge:
             self.readies.append(now)
             self.sure = True
         elif kind == "gap" and self.version == 2:
-            self.gaps.append((now, message["since"]))
-            self.sure = False
+            self._gap(now, message["since"])
         else:
             self.broken.append(f"no client may be sent this: {str(message)[:100]}")
+
+    def _gap(self, now, since):
+        """What Redis had before the hole began, and half a second for it to be read, must have come before."""
+        self.gaps.append((now, since))
+        self.sure = False
+        due = max(at for at, written in enumerate(self.written.times) if written <= since - READ_IN)
+        if (
+            self.seen is not None
+            and self._at < due
+            and self.written.states[due] not in self.written.states[: self._at + 1]
+        ):
+            late = since - self.written.times[self._at + 1]
+            self.broken.append(
+                f"promise 3, never silently: {self.written.run} had changed {late:.3f} s before the hole"
+            )
 
     def _snapshot(self, message):
         checks = frozenset(name for name, value in message["checklist"].items() if value)

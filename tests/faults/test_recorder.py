@@ -110,6 +110,19 @@ def test_the_judge_of_checklists(name):
     assert not breach or any(breach in sentence for sentence in judge.broken), judge.broken
 
 
+@pytest.mark.parametrize(("since", "breach"), [(10.4, None), (10.6, "promise 3"), (9.0, None)])
+def test_the_hole_of_a_checklist_begins_with_what_it_lacks(since, breach):
+    written = Written("run1")
+    written.states += [(1, frozenset({"channels"})), (2, frozenset({"channels", "outlet"}))]
+    written.times += [9.0, 10.0]
+    judge = PreflightJudge(written)
+    for frame in (snapshot(1, "channels"), READY, gap(since), READY, snapshot(2, "channels", "outlet")):
+        judge.frame(11.0, frame)
+    judge.end()
+    assert bool(judge.broken) is bool(breach), judge.broken
+    assert not breach or breach in judge.broken[0]
+
+
 def test_the_judge_sees_what_a_relay_does(relay, redis_server, recorder, worker):
     process = relay(env={"REDIS_URL": redis_server.url})
     judge = recorder()
