@@ -150,7 +150,7 @@ def attacks(process):
         lambda: _noise(process.preflight_url),
         lambda: _churn_of_many(url),
         lambda: _closers(url),
-        lambda: [flood(process, data, 10 * MIB) for data, _ in FLOODS.values()],
+        lambda: [flood(process.status_url, "/evil:wepp", data, 10 * MIB) for data, _ in FLOODS.values()],
         lambda: [Peer(f"{process.preflight_url}/evil{number}").drop() for number in range(300)],
     ]
 

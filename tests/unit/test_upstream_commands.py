@@ -88,31 +88,25 @@ async def test_a_missing_answer_throws_the_connection_away_and_nothing_is_sent_a
     assert await again.silent()
 
 
-async def test_when_it_was_sure_last(server):
+@pytest.mark.parametrize("asks", [False, True])
+async def test_when_it_was_sure_last(commanding, asks):
     """Behind a lost connection a hole begins where silence did, and no later than the question that has no answer."""
+    commands, visit = commanding
+    answered = commands.call(b"GET", b"1")
+    assert await visit.command() == [b"GET", b"1"]
     clock = asyncio.get_running_loop().time
-    for asks in (False, True):
-        commands = server.commands()
-        visit = await server.visit()
-        assert await visit.command() == [b"PING"]
-        visit.say(PONG)
-        answered = commands.call(b"GET", b"1")
-        assert await visit.command() == [b"GET", b"1"]
-        asked = clock()
-        visit.say(b":1\r\n")
-        assert await soon(answered) == 1
-        heard = clock()
-        await asyncio.sleep(0.1)
-        if asks:
-            open_ones = [commands.call(b"GET", b"2"), commands.call(b"GET", b"3")]
-        visit.hang_up()
-        await until(lambda commands=commands: commands.sure)
-        assert asked <= commands.sure <= heard
-        await commands.stop()
-        if asks:
-            for each in open_ones:
-                with pytest.raises(Lost):
-                    await soon(each)
+    before = clock()
+    visit.say(b":1\r\n")
+    assert await soon(answered) == 1
+    heard = clock()
+    await asyncio.sleep(0.1)
+    unanswered = [commands.call(b"GET", b"2"), commands.call(b"GET", b"3")] if asks else []
+    visit.hang_up()
+    await until(lambda: commands.sure)
+    assert before <= commands.sure <= heard
+    for each in unanswered:
+        with pytest.raises(Lost):
+            await soon(each)
 
 
 async def test_with_redis_away_a_command_fails_at_once(server):
