@@ -80,6 +80,10 @@ class Footprint:
     def files(self):
         return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
 
+    def open_files(self):
+        """What each descriptor is of."""
+        return [os.readlink(path) for path in Path(f"/proc/{self.pid}/fd").iterdir()]
+
     @property
     def cpu(self):
         """Seconds of processor time until now."""

@@ -1,24 +1,29 @@
 """F35: faults at random, one upon the other, on 500 clients; `make soak`, an hour of it unless SOAK says otherwise.
 
-Each round hurts Redis, the way to it or the relay for some seconds, half of the time while others attack; then all must
-be as it was: every promise kept, all told that nothing is missing from now on, no descriptor more, no memory more.
+Each round hurts Redis, the way to it or the relay for some seconds, often two of them or all three at once, half of the
+time while others attack from beginning to end; then all must be as it was: every promise kept, all told that nothing is
+missing from now on, no descriptor more, no memory more.
 """
 
 import contextlib
+import functools
 import os
 import random
 import signal
 import statistics
+import subprocess
 import threading
 import time
+from collections import Counter
 
 import pytest
+import redis
 
 from tests.faults.promises import NOTICED, heals
 from tests.faults.proxy import COMMANDS, DOWN, SUBSCRIPTIONS, UP
 from tests.faults.recorder import Publisher, Said, Written
-from tests.faults.test_clients import FLOODS, MIB, _churn_of_many, _closers, _noise, flood
-from tests.integration.peers import Peer, wait_for
+from tests.faults.test_clients import FLOODS, MIB, _churn_of_many, _closers, _noise, crowd_of, flood
+from tests.integration.peers import Peer, Refused, address_of, wait_for
 
 SECONDS = float(os.environ.get("RELAY_TEST_SOAK") or 3600)
 SEED = int(os.environ.get("RELAY_TEST_SEED") or random.randrange(1 << 32))
@@ -33,117 +38,132 @@ GROWTH = 16  # MiB: what a shorter run may show of caches that fill
 class Field:
     """What a fault can take hold of."""
 
-    def __init__(self, dice, process, server, line, runs):
-        self.dice = dice
+    def __init__(self, process, server, line, runs):
         self.process = process
         self.server = server
         self.line = line
         self.runs = runs
         self.patience = 20.0
 
+
+class Dice(random.Random):
+    """One for each fault, for they fall at the same time, and a seed is to bring them again."""
+
     def hold(self, least, most):
-        time.sleep(self.dice.uniform(least, most))
+        time.sleep(self.uniform(least, most))
 
 
-def kill(field):
+def kill(field, dice):
     """Redis killed, its hashes gone"""
     field.server.kill()
-    field.hold(0.1, 3)
+    dice.hold(0.1, 3)
     for run in field.runs:
         run.wiped()
     field.server.start("--notify-keyspace-events", "Kghx")
 
 
-def freeze(field):
+def freeze(field, dice):
     """Redis stopped"""
     field.server.pause()
-    field.hold(1, 20)
+    dice.hold(1, 20)
     field.server.resume()
 
 
-def pause(field):
+def pause(field, dice):
     """CLIENT PAUSE"""
-    field.server.execute("CLIENT", "PAUSE", field.dice.randrange(500, 4000))
+    field.server.execute("CLIENT", "PAUSE", dice.randrange(500, 4000))
 
 
-def kick(field):
+def kick(field, dice):
     """CLIENT KILL TYPE pubsub, again and again"""
-    for _ in range(field.dice.randrange(1, 6)):
+    for _ in range(dice.randrange(1, 6)):
         field.server.execute("CLIENT", "KILL", "TYPE", "pubsub")
-        field.hold(0, 0.5)
+        dice.hold(0, 0.5)
 
 
-def reset(field):
+def reset(field, dice):
     """connections to Redis reset, again and again"""
-    for _ in range(field.dice.randrange(1, 6)):
-        field.line.reset(field.dice.choice([None, COMMANDS, SUBSCRIPTIONS]))
-        field.hold(0, 1)
+    for _ in range(dice.randrange(1, 6)):
+        field.line.reset(dice.choice([None, COMMANDS, SUBSCRIPTIONS]))
+        dice.hold(0, 1)
 
 
-def stall(field):
+def stall(field, dice):
     """one direction of the way to Redis blacked out"""
-    faults = field.dice.choice([field.line.commands, field.line.subscriptions])
-    faults.stalled = frozenset(field.dice.choice([{UP}, {DOWN}, {UP, DOWN}]))
-    field.hold(1, 20)
+    faults = dice.choice([field.line.commands, field.line.subscriptions])
+    faults.stalled = frozenset(dice.choice([{UP}, {DOWN}, {UP, DOWN}]))
+    dice.hold(1, 20)
     field.line.heal()
 
 
-def deaf(field):
+def deaf(field, dice):
     """the subscriptions deliver nothing, and look well"""
     field.line.subscriptions.deaf = True
-    field.hold(NOTICED + 1, 20)  # words that are lost and then come again are no fault of a network
+    dice.hold(NOTICED + 1, 20)  # words that are lost and then come again are no fault of a network
     field.line.heal()
 
 
-def late(field):
+def late(field, dice):
     """200 ms to Redis, with jitter"""
     field.line.both(latency=0.2, jitter=0.1)
-    field.hold(2, 8)
+    dice.hold(2, 8)
     field.line.heal()
 
 
-def trickle(field):
+def trickle(field, dice):
     """Redis heard a byte at a time"""
     field.line.commands.trickle = True
-    field.hold(1, 4)
+    dice.hold(1, 4)
     field.line.heal()
 
 
-def cut(field):
+def cut(field, dice):
     """replies cut in the middle"""
     for faults in (field.line.commands, field.line.subscriptions):
-        faults.cut_after = field.dice.randrange(1, 3000)
-    field.hold(0.5, 3)
+        faults.cut_after = dice.randrange(1, 3000)
+    dice.hold(0.5, 3)
     field.line.heal()
 
 
-def unlisted(field):
+def unlisted(field, dice):
     """nobody listens for Redis"""
     field.line.refuse()
     field.line.reset()
-    field.hold(0.5, 10)
+    dice.hold(0.5, 10)
     field.line.accept()
 
 
-def stop(field):
+def stop(field, dice):
     """the relay stopped"""
     field.process.process.send_signal(signal.SIGSTOP)
-    field.hold(0.5, 12)
+    dice.hold(0.5, 12)
     field.process.process.send_signal(signal.SIGCONT)
 
 
-def silent_writes(field):
+def silent_writes(field, dice):
     """key events off"""
     field.server.execute("CONFIG", "SET", "notify-keyspace-events", "")
     field.patience = RECHECK
 
 
-FAULTS = [kill, freeze, pause, kick, reset, stall, deaf, late, trickle, cut, unlisted, stop]
+def shut(field, dice):
+    """a password that the relay does not know, and its subscriptions ended"""
+    field.server.execute("ACL", "SETUSER", "default", "resetpass", ">another")
+    field.server.execute("CLIENT", "KILL", "TYPE", "pubsub")
+    dice.hold(0.5, 6)
+    field.server.execute("ACL", "SETUSER", "default", "nopass")
+
+
+PLACES = [  # of each at most one fault at a time
+    [kill, freeze, pause, kick, shut],
+    [reset, stall, deaf, late, trickle, cut, unlisted],
+    [stop],
+]
 RARE = [silent_writes]  # one of twenty: a minute each
 
 
-def attacks(process):
-    """What others do meanwhile; none of it needs Redis."""
+def attacks(process, server):
+    """What others do meanwhile, over and over."""
     url = process.status_url
     return [
         lambda: _noise(url),
@@ -152,25 +172,63 @@ def attacks(process):
         lambda: _closers(url),
         lambda: [flood(process.status_url, "/evil:wepp", data, 10 * MIB) for data, _ in FLOODS.values()],
         lambda: [Peer(f"{process.preflight_url}/evil{number}").drop() for number in range(300)],
+        lambda: _laggards(url),
+        lambda: _odd_words(server),
+        lambda: [sock.close() for sock in crowd_of(500, address_of(url), b"GET / HT")],
     ]
+
+
+def _laggards(url):
+    """Who joins the busy channels and never reads."""
+    with contextlib.ExitStack() as stack:
+        for number in range(100):
+            stack.enter_context(Peer(f"{url}/run{number % EACH}:wepp", receive_buffer=4096))
+        time.sleep(2)
+
+
+def _odd_words(server):
+    """Too large, no UTF-8, full of what must be escaped, on a channel that nobody else is on."""
+    with contextlib.suppress(redis.RedisError):  # it may be away
+        for word in ("x" * (2 * MIB), b"\xff\x00\xfe" * 1000, "</script>\u2028" * 1000, ""):
+            server.execute("PUBLISH", "run0:odd", word)
+        time.sleep(0.2)
 
 
 @contextlib.contextmanager
 def attacked(attack, failed):
-    """The attack in a thread of its own, ended with this."""
+    """The attack in a thread of its own, again and again until this ends."""
+    over = threading.Event()
 
     def run():
+        while attack and not over.is_set():
+            with contextlib.suppress(Refused, OSError):  # a relay that is stopped, or full, lets nobody in
+                attack()
+
+    with at_once([run], failed):
         try:
-            attack()
+            yield
+        finally:
+            over.set()
+
+
+@contextlib.contextmanager
+def at_once(functions, failed):
+    """Each in a thread of its own, ended with this; what they raise is kept."""
+
+    def guarded(function):
+        try:
+            function()
         except Exception as error:
             failed.append(error)
 
-    thread = threading.Thread(target=run)
-    thread.start()
+    threads = [threading.Thread(target=guarded, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
-        thread.join()
+        for thread in threads:
+            thread.join()
 
 
 @pytest.mark.soak
@@ -185,18 +243,18 @@ def test_an_hour_of_faults(relay, redis_server, proxy, recorder, worker, footpri
         judge.join(process.status_url, *channels, version=version)
         judge.join(process.preflight_url, *runs, version=version)
     judge.wait(lambda client: client.judge.version == 1 or client.judge.readies, "ready")
-    field, failed, done = Field(dice, process, redis_server, line, runs), [], []
+    field, failed, done = Field(process, redis_server, line, runs), [], []
     use, samples = footprint(process), []
     files, until = use.files, time.monotonic() + SECONDS
     while time.monotonic() < until:
-        several = [one(dice) for _ in range(dice.choice([1, 1, 2]))]
-        attack = dice.choice(attacks(process)) if dice.random() < 0.5 else lambda: None
-        with Publisher(lambda: worker(redis_server), channels, RATE), attacked(attack, failed):
-            for fault in several:
-                fault(field)
-                judge.verdict()
-        healed = recovered(field, judge, worker(redis_server), channels)
-        wait_for(lambda: use.files == files, "its descriptors as many as before")
+        several = some(dice)
+        falls = [functools.partial(fault, field, Dice(dice.random())) for fault in several]
+        attack = dice.choice(attacks(process, redis_server)) if dice.random() < 0.5 else None
+        with Publisher(lambda: worker(redis_server), channels, RATE), attacked(attack, failed), at_once(falls, failed):
+            pass
+        judge.verdict()
+        healed = recovered(field, judge, worker(redis_server), channels, dice)
+        returned(use, files)
         samples.append((time.monotonic(), use.memory / MIB))
         done += several
         names = " + ".join(fault.__name__ for fault in several)
@@ -211,21 +269,39 @@ def test_an_hour_of_faults(relay, redis_server, proxy, recorder, worker, footpri
     assert grown < GROWTH
 
 
-def one(dice):
-    return dice.choice(RARE if dice.random() < 0.05 else FAULTS)
+def some(dice):
+    """Faults that fall together."""
+    if dice.random() < 0.05:
+        return [dice.choice(RARE)]
+    return [dice.choice(faults) for faults in dice.sample(PLACES, dice.choice([1, 1, 2, 2, 3]))]
 
 
-def recovered(field, judge, connection, channels):
+def recovered(field, judge, connection, channels, dice):
     """All is as it should be, and what is written and said now arrives -> seconds until it was healed."""
     took = heals(field.process, judge, 40.0)
     for run in field.runs:
-        run.write(connection, field.dice.randrange(1, 7))
+        run.write(connection, dice.randrange(1, 7))
     for channel in channels:
         channel.publish(connection)
     judge.settle(field.patience)
     field.patience = 20.0
     field.server.execute("CONFIG", "SET", "notify-keyspace-events", "Kghx")
     return took
+
+
+def returned(use, files):
+    """It has as many descriptors as it had before.
+
+    Raises:
+        AssertionError: with the kinds of those it has.
+    """
+    try:
+        wait_for(lambda: use.files == files, "")
+    except AssertionError:
+        kinds = Counter(name.partition(":")[0] for name in use.open_files())
+        mine = subprocess.run(["ss", "-Htnp"], capture_output=True, text=True, check=False).stdout
+        mine = "\n".join(line for line in mine.splitlines() if f"pid={use.pid}," in line)
+        raise AssertionError(f"{files} descriptors before, {use.files} now: {dict(kinds)}\n{mine[-3000:]}") from None
 
 
 def slope_of(samples):
