@@ -82,7 +82,7 @@ class Footprint:
 
     def open_files(self):
         """What each descriptor is of."""
-        return [os.readlink(path) for path in Path(f"/proc/{self.pid}/fd").iterdir()]
+        return [str(path.readlink()) for path in Path(f"/proc/{self.pid}/fd").iterdir()]
 
     @property
     def cpu(self):
