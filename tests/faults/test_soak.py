@@ -97,9 +97,10 @@ def stall(field, dice):
 
 
 def deaf(field, dice):
-    """the subscriptions deliver nothing, and look well"""
+    """the subscriptions deliver nothing, and look well, until they end"""
     field.line.subscriptions.deaf = True
-    dice.hold(NOTICED + 1, 20)  # words that are lost and then come again are no fault of a network
+    dice.hold(1, NOTICED + 5)
+    field.line.reset(SUBSCRIPTIONS)  # words that are lost, and then others come, are no fault of a network
     field.line.heal()
 
 
