@@ -130,3 +130,26 @@ _EMOJI = {
     "run_path_ce": "🧮",
     "run_geneva": "⛈️",
 }
+
+
+def part(value: object, what: str) -> str:
+    """A part of a field's name, as it is; of anything but a text pages would make a step that nobody knows.
+
+    Raises:
+        TypeError: it is no str.
+        ValueError: it is empty.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is a str, not {value!r}")
+    if not value:
+        raise ValueError(f"{what} is empty; write one such as 'wepp'")
+    return value
+
+
+def stamp(task: object) -> str:
+    """The field of a task's timestamp.
+
+    Raises:
+        TypeError, ValueError: as `part`.
+    """
+    return TIMESTAMP + (str(task) if isinstance(task, TaskEnum) else part(task, "a task"))

@@ -47,6 +47,7 @@ class LazyDump:
         """Note that the dump lacks something; `removed` are the fields whose loss needs no backup."""
         with self._state:
             self._pending = True
+            _unwritten.add(self)
             self._removed.update(removed)
             if self._timer is None:
                 before_exit(_write_all)
@@ -69,11 +70,13 @@ class LazyDump:
                 removed, self._removed = self._removed, set()
             if not pending:
                 return
+            _unwritten.discard(self)
             try:
                 self._dump.save(self._read, removed)
             except BaseException:
                 with self._state:
                     self._pending = True
+                    _unwritten.add(self)
                     self._removed |= removed
                 raise
             self._failed = False
@@ -99,6 +102,9 @@ class LazyDump:
 
 _by_run: "weakref.WeakValueDictionary[tuple[str, str], LazyDump]" = weakref.WeakValueDictionary()
 _all: "weakref.WeakSet[LazyDump]" = weakref.WeakSet()
+# Kept for what they have to write: once the disk had refused, and the timer was gone, nobody else held one, and `close`
+# made a new one that knew of nothing.
+_unwritten: set[LazyDump] = set()
 
 
 def lazy_dump(run_id: str, dump: Dump, read: Callable[[], Mapping[str, str]], interval: float) -> LazyDump:
@@ -119,6 +125,7 @@ def _write_all() -> None:
 def _abandon_all() -> None:
     for waiting in list(_all):
         waiting.abandon()
+    _unwritten.clear()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks

@@ -15,6 +15,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from client.ending import before_exit, start
 from client.sender import AWAY, CHANNELS_MAX, OVERRUN, Sender
@@ -116,7 +117,12 @@ class Outbox:
 
         Args:
             timeout: seconds; None waits for as long as it takes.
+
+        Raises:
+            TypeError: it is neither a number nor None.
         """
+        if timeout is not None and not isinstance(timeout, int | float):
+            raise TypeError(f"a timeout is a number of seconds, or None, not {timeout!r}")
         with self._lock:
             until = self._appended
             self._hurried += 1
@@ -173,7 +179,9 @@ class Outbox:
             sender = self._sender()
             notice = OVERRUN if sender.is_connected else AWAY
             # Before anything is taken from the queue: what an outage pushes out of it is the oldest, without exception.
-            sender.connect(lambda: self._open)
+            sender.connect(partial(self._wants, sender))
+            if self._open and not self._wants(sender):
+                continue
             lost = self._take()
             if not self._sending:  # closed meanwhile
                 return
@@ -188,6 +196,10 @@ class Outbox:
                 log.exception("%d status messages are in doubt", len(self._sending))
                 settled = len(self._sending)
             self._give_back(settled)
+
+    def _wants(self, sender: Sender) -> bool:
+        """Whether that one is still to take the messages: not once the process has been told of another Redis."""
+        return self._open and self._sender() is sender
 
     def _wait_for(self, number: int, seconds: float | None) -> bool:
         """Wait for so many messages, less if somebody flushes; returns whether this outbox is still open."""

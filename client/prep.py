@@ -75,7 +75,7 @@ class RedisPrep:
 
     Raises:
         ValueError: no run id can be made of `wd`, or an argument is out of its range.
-        TypeError: the run id is no str.
+        TypeError: the run id is no str, the directory no path, or a number of seconds none.
         redis.exceptions.RedisError, OSError: the first write, where no dump exists yet, failed; or `dump="lazy"` could
             write none.
     """
@@ -95,9 +95,9 @@ class RedisPrep:
     ) -> None:
         if dump not in ("now", "lazy"):
             raise ValueError(f"dump={dump!r} is not known; it is 'now' or 'lazy'")
-        if not 0 <= retry < float("inf"):
+        if not 0 <= _number(retry, "retry") < float("inf"):
             raise ValueError(f"retry={retry!r} is no number of seconds; write 0 for one attempt, or such as 5.0")
-        if not 0 < dump_interval <= threading.TIMEOUT_MAX:
+        if not 0 < _number(dump_interval, "dump_interval") <= threading.TIMEOUT_MAX:
             raise ValueError(f"dump_interval={dump_interval!r} is no number of seconds; write one such as 1.0")
         wd = _resolved(wd)
         self.wd: str | None = wd
@@ -150,6 +150,8 @@ class RedisPrep:
     @classmethod
     def peek(cls, run_id: str) -> "RedisPrep":
         """A RedisPrep to read from: made without reading or writing anything, and its mutators raise TypeError."""
+        if not isinstance(run_id, str):
+            raise TypeError(f"a run id is a str, not {run_id!r}")
         if not run_id:
             raise ValueError("peek() needs a run id")
         found = cls.__new__(cls)
@@ -245,11 +247,10 @@ class RedisPrep:
         unchecked. Where the newest timestamp of the run lies between now and now + 60, newest + 1 is written instead;
         reading and writing are one atomic step, a script sent with EVAL. `monotonic=False` writes now by a plain HSET.
         """
-        now = int(time.time())
+        now, field = int(time.time()), keys.stamp(key)
         if not self._monotonic:
-            self[str(key)] = now
+            self[key] = now
             return
-        field = keys.TIMESTAMP + str(key)
         self._mutate(lambda redis: redis.eval(_STAMP, 1, self.run_id, field, str(now), keys.TIMESTAMP))
 
     def timestamps_report(self) -> str:
@@ -261,18 +262,18 @@ class RedisPrep:
 
     def remove_timestamp(self, key: TaskEnum | str) -> None:
         """Forget that a task has ended; nothing happens where it has not."""
-        self._remove(keys.TIMESTAMP + str(key))
+        self._remove(keys.stamp(key))
 
     def remove_all_timestamp(self) -> None:
         """Forget that any task of TaskEnum has ended, in one step; timestamps under other names stay."""
         self._remove(*(keys.TIMESTAMP + task.value for task in TaskEnum))
 
     def __setitem__(self, key: TaskEnum | str, value: int) -> None:
-        self._set(keys.TIMESTAMP + str(key), str(int(value)))
+        self._set(keys.stamp(key), str(int(value)))
 
     def __getitem__(self, key: TaskEnum | str) -> int | None:
         """The timestamp of a task in epoch seconds; None where there is none, or one that is no integer."""
-        text = self._get(keys.TIMESTAMP + str(key))
+        text = self._get(keys.stamp(key))
         return int(text) if text is not None and _INTEGER.fullmatch(text) else None
 
     def set_rq_job_id(self, key: str, job_id: str) -> None:
@@ -281,7 +282,7 @@ class RedisPrep:
         Raises:
             TypeError: there is no id.
         """
-        self._set(keys.RQ_JOB + str(key), _job_id(job_id))
+        self._set(keys.RQ_JOB + keys.part(key, "a job's key"), _job_id(job_id))
 
     def get_rq_job_id(self, key: str) -> str | None:
         """The id of the RQ job that does `key`."""
@@ -310,7 +311,7 @@ class RedisPrep:
 
     def set_locked_status(self, name: str, locked: bool) -> None:
         """Record whether a controller of the run is locked; the dump leaves locks out."""
-        self._set(keys.LOCKED + name, _bool_text(locked))
+        self._set(keys.LOCKED + keys.part(name, "a controller"), _bool_text(locked))
 
     def get_locked_status(self, name: str) -> bool:
         """Whether a controller of the run is locked; false where nothing is recorded."""
@@ -334,6 +335,7 @@ class RedisPrep:
         Raises:
             TypeError, ValueError: the channel is no str, or is empty.
         """
+        keys.stamp(task)
         if channel is not None:
             check_channel(channel)
         call = f"{task}({self.run_id})"
@@ -436,6 +438,8 @@ class RedisPrep:
 def _resolved(wd: str) -> str:
     """`wd` as given, but absolute where its last part (`.`, `..`, none) is no name of a run."""
     wd = os.fspath(wd)
+    if not isinstance(wd, str):
+        raise TypeError(f"wd is a str or a Path, not {wd!r}")
     if not wd:  # an unset variable would otherwise write to whatever directory the process happens to be in
         raise ValueError("wd is empty; name a run's directory, or '.' for this one")
     return str(Path(wd).resolve()) if _last_part(wd) in ("", ".", "..") else wd
@@ -445,7 +449,16 @@ def _last_part(wd: str) -> str:
     return wd.rstrip("/").rpartition("/")[2]
 
 
-def _bool_text(value: bool) -> str:
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is a number of seconds such as 1.0, not {value!r}")
+    return value
+
+
+def _bool_text(value: object) -> str:
+    """Bools of numpy count, and 0 or 1; a text does not, for "false" would be true."""
+    if isinstance(value, str | bytes):
+        raise TypeError(f"True or False is wanted here, not {value!r}")
     return "true" if value else "false"
 
 
@@ -457,4 +470,4 @@ def _job_id(job_id: object) -> str:
     """An id as text; None is the id of a job that was never enqueued, and no page could make anything of it."""
     if job_id is None:
         raise TypeError("a job's id is a str, not None: was the job enqueued?")
-    return str(job_id)
+    return keys.part(str(job_id), "a job's id")

@@ -27,7 +27,7 @@ from typing import ClassVar, NamedTuple
 from client import keys
 from client.connection import Address
 from client.ending import start
-from client.turns import Turns
+from client.turns import Bells, Turns
 from client.wire import ReplyError, Unanswered, Unsent, Wire, open_wire, reason
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ _NEWS = {
     "queued": "Redis at %s is away, status messages wait until it is back: %s",
     "left": "Redis at %s did not take all status messages before their queue was closed: %s",
     "overrun": "Redis at %s takes status messages more slowly than they come, the oldest are dropped: %s",
+    "stuck": "Redis at %s takes bytes too slowly, a message is dropped: %s",
     "slow": "Redis at %s is slow, status messages may be lost: %s",
     "refused": "Redis at %s refuses a status message: %s",
 }
@@ -73,6 +74,8 @@ _NEWS = {
 
 class Counts(NamedTuple):
     """What became of this process's messages since its start, its fork or its last change of Redis.
+
+    Their sum is what was published once no queue is sending; while one is, a batch may be in two of them or in none.
 
     Attributes:
         published: Redis said so.
@@ -114,14 +117,17 @@ class InDoubt(Trouble):
 class Sender:
     """The way to one Redis, for all threads of a process.
 
-    Two locks: the turn is held by the one thread that uses the connection; `_state` guards everything else, is held for
+    Two locks: the turn is held by the one thread that uses the connection; `_lock` guards everything else, is held for
     moments only, and never while logging, for a handler of the root logger may come back here.
     """
 
     def __init__(self, address: Address) -> None:
         self.address = address
         self._turns = Turns()
-        self._state = threading.Condition()
+        # Taken and given back in C: in the Python of a Condition a signal handler's exception came between, and one of
+        # 220 left it locked for ever.
+        self._lock = threading.RLock()
+        self._bells = Bells()
         self._wire: Wire | None = None
         self._helper: threading.Thread | None = None
         self._waitable_until = 0.0
@@ -136,16 +142,16 @@ class Sender:
 
     def counts(self) -> Counts:
         """The counts up to now."""
-        with self._state:
+        with self._lock:
             return Counts(self._published, self._dropped, self._in_doubt)
 
     def close(self) -> None:
         """End the connection and the helper; this sender is not used again."""
-        with self._state:
+        with self._lock:
             self._closed = True
-            self._state.notify_all()
+            self._bells.ring()
         mine = self._turns.take(2 * BUDGET)
-        with self._state:
+        with self._lock:
             if self._wire is not None:
                 self._wire.close()
         if mine:
@@ -166,21 +172,23 @@ class Sender:
             Trouble: what became of the message instead, counted and, once per connection and kind, logged.
         """
         deadline = time.monotonic() + BUDGET
+        counted = False
         try:
             if flush is not None and not flush(BUDGET / 2):
                 raise Dropped("messages wait that are to be sent before it")
             receivers = self._in_turn(channel.encode(), message, deadline, patient)
+            with self._lock:
+                self._published += 1
+                counted = True
+            return receivers
         except Trouble as trouble:
             self._count(channel, trouble)
             raise
         except BaseException:
             # A signal handler's exception, as RQ ends a job that takes too long: nobody knows how far the message came.
-            with self._state:
-                self._in_doubt += 1
+            with self._lock:
+                self._in_doubt += not counted
             raise
-        with self._state:
-            self._published += 1
-        return receivers
 
     @property
     def is_connected(self) -> bool:
@@ -193,14 +201,17 @@ class Sender:
         The helper makes it, for it goes on where this queue is closed. Threads cannot be started any more once the
         interpreter is ending, when queues are flushed: then it is made here.
         """
-        with self._state:
-            while self._wire is None and not self._closed and wanted():
+        while wanted():
+            with self._lock:
+                if self._wire is not None or self._closed:
+                    return
                 if self._helper is None and not self._can_start_helper("queued"):
                     self._begin_attempts(threading.current_thread())
                     break
-                self._state.wait(WANTED_EVERY)
-            else:
-                return
+                bell = self._bells.hang()
+            bell.acquire(timeout=WANTED_EVERY)
+        else:
+            return
         self._connect("queued")
 
     def publish_batch(self, batch: Sequence[tuple[str, bytes]]) -> int:
@@ -225,20 +236,25 @@ class Sender:
         except Unsent:
             self._lose(wire)
             return 0
-        answers, written, trouble = wire.publish_many(
-            [(channel.encode(), message) for channel, message in batch], deadline
-        )
+        outcome = wire.publish_many([(channel.encode(), message) for channel, message in batch], deadline)
+        answers, written = outcome.answers, outcome.written
         refusals = [answer[1:].decode(errors="replace") for answer in answers if answer.startswith(b"-")]
-        with self._state:
+        with self._lock:
             self._published += len(answers) - len(refusals)
             self._dropped += len(refusals)
             self._in_doubt += written - len(answers)
         if refusals:
             self.warn("refused", refusals[0])
-        if trouble:
+        if outcome.trouble:
             self._lose(wire)
-            if written > len(answers):
-                self.warn("queued", f"{written - len(answers)} are in doubt: {trouble}")
+            doubts = f"{written - len(answers)} are in doubt: " if written > len(answers) else ""
+            self.warn("queued", doubts + outcome.trouble)
+        if outcome.stuck and not written:
+            # Tried again it would not go out in that time either, and nothing behind it ever.
+            channel, message = batch[0]
+            self.drop({channel: 1}, OVERRUN)
+            self.warn("stuck", f"{len(message)} bytes were not written in {BATCH_BUDGET:g} s")
+            return 1
         return written
 
     def drop(self, lost: Mapping[str, int], notice: str) -> None:
@@ -248,7 +264,7 @@ class Sender:
             lost: how many, by channel; those of the channel "" are told to nobody.
             notice: AWAY or OVERRUN.
         """
-        with self._state:
+        with self._lock:
             self._dropped += sum(lost.values())
             self._remember({(notice, channel): number for channel, number in lost.items() if channel})
 
@@ -310,15 +326,19 @@ class Sender:
             self._ask_at = time.monotonic() + _chance.uniform(self._ask_pause / 2, self._ask_pause)
 
     def _wire_by(self, deadline: float) -> Wire:
-        with self._state:
+        with self._lock:
             if self._wire is None and self._helper is None:
                 self._start_helper()
             until = min(deadline, self._waitable_until)
-            while self._wire is None and self._failure is None and (left := until - time.monotonic()) > 0:
-                self._state.wait(left)
-            if self._wire is None:
-                raise Dropped(self._failure or "no connection within the time that a publish may take")
-            return self._wire
+        while True:
+            with self._lock:
+                if self._wire is not None:
+                    return self._wire
+                left = until - time.monotonic()
+                if self._failure is not None or left <= 0:
+                    raise Dropped(self._failure or "no connection within the time that a publish may take")
+                bell = self._bells.hang()
+            bell.acquire(timeout=left)
 
     def _can_start_helper(self, news: str) -> bool:
         try:
@@ -347,11 +367,11 @@ class Sender:
 
     def _lose(self, wire: Wire) -> None:
         wire.close()
-        with self._state:
+        with self._lock:
             self._wire = None
 
     def _count(self, channel: str, trouble: Trouble) -> None:
-        with self._state:
+        with self._lock:
             if isinstance(trouble, InDoubt):
                 self._in_doubt += 1
             else:
@@ -363,7 +383,7 @@ class Sender:
 
     def warn(self, kind: str, cause: object) -> None:
         """Log one of `_NEWS`, once per connection and kind."""
-        with self._state:
+        with self._lock:
             is_news = kind not in self._told
             self._told.add(kind)
         if is_news:
@@ -375,7 +395,7 @@ class Sender:
                 self._lost[key] = self._lost.get(key, 0) + number
 
     def _report(self, wire: Wire, deadline: float) -> None:
-        with self._state:
+        with self._lock:
             lost, self._lost = self._lost, {}
         try:
             while lost:
@@ -383,7 +403,7 @@ class Sender:
                 wire.tell(channel.encode(), notice.format(lost[key]).encode(), deadline)
                 del lost[key]
         finally:
-            with self._state:
+            with self._lock:
                 self._remember(lost)
 
     # What follows runs in the helper thread, or in that of a queue.
@@ -403,11 +423,21 @@ class Sender:
                 failure = str(error) or type(error).__name__
             if news:
                 self.warn(news, failure)
-            with self._state:
+            with self._lock:
                 self._failure = failure
-                self._state.notify_all()
-                if self._state.wait_for(lambda: self._closed, _chance.uniform(0, min(pause, longest))):
-                    return
+                self._bells.ring()
+            if self._closes_within(_chance.uniform(0, min(pause, longest))):
+                return
+
+    def _closes_within(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while True:
+            with self._lock:
+                left = until - time.monotonic()
+                if self._closed or left <= 0:
+                    return self._closed
+                bell = self._bells.hang()
+            bell.acquire(timeout=left)
 
     def _hand_over(self, wire: Wire) -> None:
         """Tell each channel what it lost, so that the line stands where the hole is; then publishers may go on."""
@@ -422,7 +452,7 @@ class Sender:
             raise
 
     def _install(self, wire: Wire) -> bool:
-        with self._state:
+        with self._lock:
             if self._lost and not self._closed:
                 return False
             self._helper = None
@@ -432,7 +462,7 @@ class Sender:
             self._wire, self._failure = wire, None
             self._judge(wire)
             was_away, self._told = not self._told.isdisjoint(("away", "queued")), set()
-            self._state.notify_all()
+            self._bells.ring()
         if was_away:
             log.warning("Redis at %s is back; since the start %s", self.address, self.counts())
         return True

@@ -138,6 +138,8 @@ def _check(args: object, prefix: object, stdin: object, timeout: object, keep: o
         raise ValueError("nobody would write to the command's stdin; give it a file, or None for this process's own")
     if timeout is not None and not isinstance(timeout, int | float):
         raise TypeError(f"a timeout is a number of seconds, or None, not {timeout!r}")
+    if timeout is not None and math.isnan(timeout):
+        raise ValueError("a timeout is a number of seconds, or None, not nan")
     if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int)):
         raise TypeError(f"keep is a number of lines such as {KEEP}, or None for all, not {keep!r}")
     if keep is not None and keep < 1:

@@ -99,9 +99,11 @@ def timed(
         channel: likewise.
 
     Raises:
-        TypeError: the function has none of these parameters, and there is no `prep`; or it is a generator.
+        TypeError: the function has none of these parameters, and there is no `prep`; or it is a generator; or the step
+            or the channel is no str.
         FileNotFoundError: at the call, the working directory does not exist.
     """
+    keys.stamp(task)
     if channel is not None:
         check_channel(channel)
 

@@ -79,3 +79,27 @@ class Turns:
                     self._waiting.remove(waiting)
                     return True
             return False
+
+
+class Bells:
+    """Wakes those who wait for a change; used under a lock of its user's, who waits without it.
+
+    A threading.Condition does this and cannot be interrupted everywhere: a signal handler's exception just behind its
+    giving back of the lock became `RuntimeError: cannot release un-acquired lock`, and the run's own was gone.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[threading.Lock] = []
+
+    def hang(self) -> threading.Lock:
+        """A bell: `acquire(timeout=...)` on it waits until the next `ring()`."""
+        bell = threading.Lock()
+        bell.acquire()
+        self._waiting.append(bell)
+        return bell
+
+    def ring(self) -> None:
+        """Wake all."""
+        waiting, self._waiting = self._waiting, []
+        for bell in waiting:
+            bell.release()

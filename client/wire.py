@@ -30,6 +30,8 @@ T = TypeVar("T")
 # Seconds. A late reply does not end the connection, or a worker whose round trip is 0.2 s would reconnect for every
 # line; Redis that owes a reply for this long without giving any is taken for dead.
 PATIENCE = 1.0
+# As much more as its answer to a new connection took, twice, for then it is late and not dead; at most so much.
+PATIENCE_MOST = 5.0
 
 # What says that a socket is not ready, and for what it waits then; None: for what it was asked to do.
 WouldBlock = Mapping[type[OSError], bool | None]
@@ -66,11 +68,13 @@ class Outcome(NamedTuple):
         answers: Redis's reply lines, one for each message that it answered.
         written: messages that left this process wholly; of them, Redis may have run any without an answer.
         trouble: why the connection is of no more use; empty where all were answered.
+        stuck: a message was begun, and the time did not do for the rest of it.
     """
 
     answers: list[bytes]
     written: int
     trouble: str
+    stuck: bool = False
 
 
 class Wire:
@@ -91,6 +95,7 @@ class Wire:
         self._heard = time.monotonic()
         # Seconds from a write until its reply was seen, of the last reply; infinite once one was waited for in vain.
         self.latency = 0.0
+        self._known_late = 0.0
 
     def close(self) -> None:
         """Close this process's hold on the socket; a child of a fork does not disturb its parent's connection."""
@@ -142,7 +147,8 @@ class Wire:
         sent, failure = self._push(b"".join(packets), deadline)
         written = sum(end <= sent for end in accumulate(map(len, packets)))
         if failure is not None:
-            return Outcome([], written, f"could not write to Redis: {reason(failure)}")
+            stuck = isinstance(failure, TimeoutError) and sent > 0
+            return Outcome([], written, f"could not write to Redis: {reason(failure)}", stuck)
         earlier = len(self._owed)
         self._owed.extend([time.monotonic()] * written)
         answers: list[bytes] = []
@@ -165,7 +171,9 @@ class Wire:
         """
         self._send(b"".join(commands), deadline)
         self._owed.extend([time.monotonic()] * len(commands))
-        return [self._take(deadline) for _ in commands]
+        replies = [self._take(deadline) for _ in commands]
+        self._known_late = min(2 * self.latency, PATIENCE_MOST)
+        return replies
 
     def ping(self, deadline: float) -> None:
         """PING, for `latency` to say what is true now; an answer that does not come in time is passed over later."""
@@ -190,7 +198,7 @@ class Wire:
             raise Unsent("Redis has left an earlier message unanswered")
 
     def _is_silent(self) -> bool:
-        return bool(self._owed) and time.monotonic() - self._heard > PATIENCE
+        return bool(self._owed) and time.monotonic() - self._heard > max(PATIENCE, self._known_late)
 
     def _write(self, packet: bytes, deadline: float) -> None:
         try:

@@ -1,5 +1,6 @@
 """`RedisPrep(wd, dump="lazy")`, and a disk that is full, slow or read-only (contract, section 2.3)."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -228,3 +229,18 @@ def test_a_step_whose_end_could_not_be_kept_has_failed(server, small_disk):
     with pytest.raises(OSError, match="Read-only"), run.timed("a", failed=True):
         subprocess.run(["mount", "-o", "remount,ro", str(small_disk.parent)], check=True)
     assert {"timestamps:a", "failed:a"} <= set(server.hkeys(RUN))
+
+
+def test_what_the_disk_refused_once_is_written_at_close(server, wd, caplog):
+    """Its thread was the only one that knew of it, and is gone by then."""
+    run = RedisPrep(str(wd), dump="lazy", dump_interval=0.01)
+    until(lambda: (wd / "redisprep.dump").exists())
+    (wd / "redisprep.dump").unlink()
+    (wd / "redisprep.dump").mkdir()
+    run["a"] = 1
+    until(lambda: "was not written, trying again with the next change" in caplog.text)
+    (wd / "redisprep.dump").rmdir()
+    gc.collect()
+    run.close()
+    assert dumped(wd)["timestamps:a"] == "1"
+    assert run._lazy_dump(0.01) not in lazy._unwritten

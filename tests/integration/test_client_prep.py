@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from client import RedisPrep, TaskEnum, configure, connection, dump
+from client import RedisPrep, TaskEnum, configure, connection, dump, timed
 from tests.integration.worker_rig import ROOT, RUN, dumped
 
 pytestmark = pytest.mark.usefixtures("fresh_client")
@@ -594,3 +594,51 @@ def test_a_redis_without_memory_says_so_and_the_old_dump_stays(redis_server, wd,
 def test_a_run_id_that_is_no_text_is_an_error(server, wd, run_id):
     with pytest.raises(TypeError, match="run_id is a str such as 'batch;;wa;;run1', not"):
         RedisPrep(str(wd), run_id=run_id)
+
+
+@pytest.mark.parametrize("task", [None, TaskEnum, b"x", 5, ""])
+def test_a_task_that_is_no_name_is_an_error_and_nothing_is_written(server, wd, task):
+    run = RedisPrep(str(wd))
+    before = server.hgetall(RUN)
+    for attempt in (
+        lambda: run.timestamp(task),
+        lambda: run.timed(task),
+        lambda: timed(task),
+        lambda: run.remove_timestamp(task),
+        lambda: run.__setitem__(task, 1),
+        lambda: run[task],
+        lambda: run.set_rq_job_id(task, "7"),
+        lambda: run.set_locked_status(task, True),
+    ):
+        with pytest.raises((TypeError, ValueError), match=r" is a str, not | is empty"):
+            attempt()
+    assert server.hgetall(RUN) == before
+
+
+def test_a_text_is_no_truth(server, wd):
+    run = RedisPrep(str(wd))
+    for wrong in (lambda: setattr(run, "has_sbs", "false"), lambda: run.set_locked_status("wepp", "false")):
+        with pytest.raises(TypeError, match="True or False is wanted here, not 'false'"):
+            wrong()
+    run.has_sbs = 1
+    assert run.has_sbs is True
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"retry": "5"}, "retry is a number of seconds such as 1.0, not '5'"),
+        ({"retry": None}, "retry is a number of seconds"),
+        ({"dump_interval": "1"}, "dump_interval is a number of seconds"),
+    ],
+)
+def test_seconds_that_are_none(wd, options, error):
+    with pytest.raises(TypeError, match=error):
+        RedisPrep(str(wd), **options)
+
+
+def test_what_names_no_run():
+    with pytest.raises(TypeError, match="a run id is a str, not 5"):
+        RedisPrep.peek(5)
+    with pytest.raises(TypeError, match="wd is a str or a Path, not b'/tmp/x'"):
+        RedisPrep(b"/tmp/x")

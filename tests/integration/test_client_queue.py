@@ -11,7 +11,7 @@ import pytest
 
 from client import QueuedMessenger, StatusMessenger, configure, messenger, sender
 from tests.integration.recorder import Recorder
-from tests.integration.worker_rig import ROOT, heard, subscribed, until
+from tests.integration.worker_rig import ROOT, closed_port, heard, subscribed, until
 
 pytestmark = pytest.mark.usefixtures("fresh_client")
 
@@ -201,6 +201,42 @@ def test_strict_goes_behind_what_waits(redis_url):
             StatusMessenger.publish("r1:wepp", str(number))
         assert StatusMessenger.publish("r1:wepp", "strict", strict=True) == 1
         assert heard(following, "strict")[:-1] == [str(number) for number in range(500)]
+
+
+def test_another_redis_is_heard_of_while_the_first_is_away(redis_server):
+    """A queue waited for the one it knew, until somebody asked for the counts."""
+    with closed_port() as nowhere:
+        configure(nowhere)
+        StatusMessenger.configure(queue=True)
+        StatusMessenger.publish("r1:wepp", "one")
+        until(lambda: messenger._Process.sender is not None and messenger._Process.sender._failure)
+        with subscribed(redis_server.url, "r1:wepp") as following:
+            configure(redis_server.url)
+            StatusMessenger.publish("r1:wepp", "two")
+            assert StatusMessenger.flush(10.0) is True
+            assert [following()[1], following()[1]] == [b"one", b"two"]
+
+
+def test_a_message_that_never_gets_through_stops_no_other(redis_server, caplog, monkeypatch):
+    """It was written again for ever, and all behind it waited."""
+    monkeypatch.setattr(sender, "BATCH_BUDGET", 0.3)
+    configure(redis_server.url)
+    StatusMessenger.configure(queue=True)
+    StatusMessenger.publish("r1:wepp", "x")
+    assert StatusMessenger.flush(10)
+    with subscribed(redis_server.url, "r1:wepp") as following:
+        redis_server.pause()
+        try:
+            StatusMessenger.publish("r1:wepp", "x" * (32 << 20))
+            StatusMessenger.publish("r1:wepp", "behind it")
+            until(lambda: "a message is dropped" in caplog.text)
+        finally:
+            redis_server.resume()
+        assert StatusMessenger.flush(20) is True
+        assert following()[1] == b"StatusMessenger: 1 messages dropped, for more came than Redis took"
+        assert following()[1] == b"behind it"
+    counts = StatusMessenger.counts()
+    assert (counts.published, counts.dropped) == (2, 1)
 
 
 @pytest.mark.promise
