@@ -62,6 +62,7 @@ cdef struct Burst:
     uint8_t kind
     uint8_t min_version     # clients below this protocol version do not get it
     uint8_t opaque          # one unit, not a row of websocket frames (an HTTP answer)
+    uint8_t copies          # holds what those behind it hold: not counted among what waits
     unsigned char data[1]
 
 cdef struct Owed:

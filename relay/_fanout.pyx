@@ -50,6 +50,7 @@ cdef enum:
     CATCH_UP = 5            # ticks that one call makes up for: a stopped process must not judge by time it slept
     RESERVE = 16            # slots above the limit, from which health paths are answered
     VECTOR = 64
+    MERGED = 65536          # bytes of bursts that are sent as one
     PRESSING = 131072       # bytes of a topic that should wait no longer, where half of what may wait for a client is more
     FLOOD = 16              # times what may wait for a client: a topic with more undelivered is given up
     YOUNG_TICKS = 1         # a backlog of at most 0.2 s: of a client that may not have had its turn of the processor yet
@@ -384,6 +385,8 @@ cdef class Core(Newcomers):
         """Each sealed burst to each client it is for, in one send; stops where the time is up."""
         cdef Burst *burst
         cdef uint32_t index
+        if topic.sealed is not NULL and topic.sealed.next is not NULL and not topic.service.newest_only:
+            topic_merge(topic)
         while topic.sealed is not NULL:
             burst = topic.sealed
             while burst.cursor < burst.end:
@@ -397,7 +400,8 @@ cdef class Core(Newcomers):
                 if burst.cursor & 15 == 0 and now_ns() >= until:
                     return 0
             topic.sealed = burst.next
-            topic_weigh(topic, topic.waiting - burst.size)
+            if not burst.copies:
+                topic_weigh(topic, topic.waiting - burst.size)
             burst_release(burst)
         topic.last = NULL
         topic_close_holes(topic, self.slots)
@@ -512,7 +516,7 @@ cdef class Core(Newcomers):
             if topic.open[kind] is not NULL:
                 bytes += topic.open[kind].size
         while burst is not NULL:
-            bytes += burst.size
+            bytes += 0 if burst.copies else burst.size
             burst = burst.next
         return bytes
 

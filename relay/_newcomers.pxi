@@ -105,7 +105,7 @@ cdef class Newcomers(Sockets):
         Args:
             service: its number.
             switching: the 101 of a second (unix time), bytes, up to the accept value; None: `on_request` judges all.
-            origins: str, those of which `on_request` would let any in; None: all.
+            origins: str, those of which `on_request` would let any in; None: all. A pattern is none of them.
             max_headers: with more a request is not plain.
         """
         cdef Service s = self.services[service]

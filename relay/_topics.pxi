@@ -174,6 +174,50 @@ cdef void topic_seal(Topic topic, int kind) noexcept:
     topic.last = burst
 
 
+cdef inline bint mergeable(Burst *burst, uint32_t cursor) noexcept:
+    return burst.cursor == cursor and cursor < burst.end and burst.min_version == 0 and not burst.copies
+
+
+cdef int topic_merge(Topic topic) except -1:
+    """Gathers what joins have sealed apart into one burst for those whom all of it is for.
+
+    Each join ends the open burst, so in a storm of them each message was a burst and a send of its own: 500 messages to
+    1500 clients with a join behind each took 5.1 s of CPU, where without the joins it was 1.8.
+    """
+    cdef Burst *before = NULL
+    cdef Burst *first = topic.sealed
+    cdef Burst *merged
+    cdef Burst *last
+    cdef Burst *burst
+    cdef size_t size
+    while first is not NULL:
+        size, last = first.size, first
+        if mergeable(first, first.cursor):
+            while last.next is not NULL and mergeable(last.next, first.cursor) and last.next.kind == first.kind and \
+                    size + last.next.size <= MERGED:
+                last = last.next
+                size += last.size
+        if last is not first:
+            merged = burst_new(size)
+            merged.kind, merged.copies = first.kind, 1
+            merged.cursor, merged.end = first.cursor, first.end  # no other ends before: who joins stands behind
+            burst = first
+            while burst is not last.next:
+                memcpy(merged.data + merged.size, burst.data, burst.size)
+                merged.size += burst.size
+                merged.frames += burst.frames
+                burst.cursor = merged.end
+                burst = burst.next
+            merged.next = first
+            if before is NULL:
+                topic.sealed = merged
+            else:
+                before.next = merged
+        before = last
+        first = last.next
+    return 0
+
+
 cdef bint topic_waits(Topic topic) noexcept:
     """Whether anything is left to deliver."""
     cdef int kind

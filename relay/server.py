@@ -122,7 +122,9 @@ class Server:
         if self._keys or self._asks_addresses:
             return
         for service in self.services:
-            origins = service.settings.allowed_origins or None
+            allowed = service.settings.allowed_origins
+            # A pattern is judged; its own text is an Origin of nobody.
+            origins = [origin for origin in allowed if not origin.startswith("*")] if allowed else None
             self.core.let_in_by(service.index, handshake.switching, origins, self.settings.max_headers)
 
     def _make_internal(self) -> dict[int, tuple[Internal, socket.socket]]:
@@ -180,6 +182,7 @@ class Server:
             timer.cancel()
             self.loop.remove_reader(self.core.fileno())
             self._stop_accepting()
+            self.core.close_some(self.limit, 1012, b"the relay is restarting")  # who was accepted in these last turns
             self.core.stop_listening()
             for _, sock in self._internal.values():
                 _unlisten(sock)
@@ -190,6 +193,7 @@ class Server:
     def fail(self, error: RelayError) -> None:
         """Ends the process with an error; where clients are, they are told to come back."""
         if not self.ended.done():
+            self._refuse_newcomers()
             self.core.close_some(self.limit, 1012, b"the relay is restarting")
             self.ended.set_exception(error)
 
@@ -200,13 +204,16 @@ class Server:
             self._end()
             return
         log.info(f"{why}: draining for {self.settings.drain:g} s at most")
-        self.draining = True
-        for service in self.services:
-            self.core.let_in_by(service.index, None)
+        self._refuse_newcomers()
         self._drain_from = self.loop.time() + self.settings.drain_delay
         self._drain_until = self._drain_from + self.settings.drain
         self.loop.call_at(self._drain_from, self._stop_accepting)
         self.loop.call_at(self._drain_from, self._drain)
+
+    def _refuse_newcomers(self) -> None:
+        self.draining = True
+        for service in self.services:
+            self.core.let_in_by(service.index, None)
 
     def _stop_accepting(self) -> None:
         """Serves who waits in the accept queues, then closes the listeners.

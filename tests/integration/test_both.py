@@ -604,14 +604,21 @@ ORIGINS = {
     "null": False,
     "": False,
     "*": False,
+    "*.example.com": False,
     "file://": False,
 }
 
 
 @pytest.mark.row("S4")
-def test_origins(relay):
+@pytest.mark.parametrize("watched", [False, True], ids=["asked", "let in by the core"])
+def test_origins(relay, watched):
     process = relay("status", env={"STATUS_ALLOWED_ORIGINS": ALLOWED})
     url = f"{process.status_url}/r1:wepp"
+    with Peer(url) if watched else contextlib.nullcontext():
+        look_at_origins(url)
+
+
+def look_at_origins(url):
     for origin, allowed in ORIGINS.items():
         assert ask(url, head("/health", f"Origin: {origin}")).status == 200, "health is for anybody"
         with Wire(address_of(url)) as wire:

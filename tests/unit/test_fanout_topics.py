@@ -342,6 +342,47 @@ def test_a_callback_that_flushes_waits_for_the_end_of_the_turn(rig):
     assert texts(rig.received(c, 10)) == ["y"]
 
 
+def test_joins_between_messages_leave_everyone_what_is_theirs(crowd):
+    """What they sealed apart goes out as one to those whom all of it is for."""
+    rig, clients = crowd
+    rig.feed(resp(b"message", b"t", b"first"))
+    assert rig.core.flush(), "1500 sends should take more than one slice"
+    late = []
+    for number in range(20):
+        late.append(rig.join(b"t"))
+        rig.feed(resp(b"message", b"t", b"%d" % number))
+        if number == 10:
+            clients.pop().close()
+            late[3].close()
+    large = b"y" * 70_000
+    rig.feed(resp(b"message", b"t", large))
+    late.append(rig.join(b"t"))
+    rig.feed(resp(b"message", b"t", b"last"))
+    rig.flush()
+    rest = [*map(str, range(20)), large.decode(), "last"]
+    for sock in (clients[0], clients[700], clients[-1]):
+        assert texts(rig.received(sock, 70_000)) == ["first", *rest]
+    for number, sock in enumerate(late):
+        if number != 3:
+            assert texts(rig.received(sock, 1)) == rest[number if number < 20 else 21 :]
+    assert rig.core.totals()["live_bytes"] == 0
+
+
+def test_a_client_that_leaves_amid_merged_bursts_is_settled_first(crowd):
+    rig, clients = crowd
+    rig.feed(resp(b"message", b"t", b"0"))
+    assert rig.core.flush()
+    for number in range(1, 6):
+        rig.join(b"t")
+        rig.feed(resp(b"message", b"t", b"%d" % number))
+    rig.core.flush()
+    rig.core.close(rig.handles[clients[-1]], 1001)
+    data = rig.ended(clients[-1])
+    assert close_code(data) == 1001
+    assert [json.loads(text)["data"] for opcode, text in server_frames(data)[0] if opcode == 1] == list("012345")
+    rig.flush()
+
+
 # ---- those who do not read ----
 
 
