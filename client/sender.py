@@ -210,6 +210,8 @@ class Sender:
                     break
                 bell = self._bells.hang()
             bell.acquire(timeout=WANTED_EVERY)
+            with self._lock:
+                self._bells.take_down(bell)
         else:
             return
         self._connect("queued")
@@ -339,6 +341,8 @@ class Sender:
                     raise Dropped(self._failure or "no connection within the time that a publish may take")
                 bell = self._bells.hang()
             bell.acquire(timeout=left)
+            with self._lock:
+                self._bells.take_down(bell)
 
     def _can_start_helper(self, news: str) -> bool:
         try:
@@ -438,6 +442,8 @@ class Sender:
                     return self._closed
                 bell = self._bells.hang()
             bell.acquire(timeout=left)
+            with self._lock:
+                self._bells.take_down(bell)
 
     def _hand_over(self, wire: Wire) -> None:
         """Tell each channel what it lost, so that the line stands where the hole is; then publishers may go on."""

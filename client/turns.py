@@ -98,6 +98,11 @@ class Bells:
         self._waiting.append(bell)
         return bell
 
+    def take_down(self, bell: threading.Lock) -> None:
+        """Nobody waits on it any more: left hanging, one each 0.1 s of an outage would be a leak."""
+        if bell in self._waiting:
+            self._waiting.remove(bell)
+
     def ring(self) -> None:
         """Wake all."""
         waiting, self._waiting = self._waiting, []

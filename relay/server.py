@@ -122,6 +122,8 @@ class Server:
         if self._keys or self._asks_addresses:
             return
         for service in self.services:
+            if isinstance(service, Preflight):
+                continue  # a newcomer there gets a snapshot first, which the core knows nothing of
             allowed = service.settings.allowed_origins
             # A pattern is judged; its own text is an Origin of nobody.
             origins = [origin for origin in allowed if not origin.startswith("*")] if allowed else None

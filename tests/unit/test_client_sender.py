@@ -291,3 +291,11 @@ def test_an_outage_of_a_queue_is_one_warning(sender, wires, caplog):
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["Redis at redis"]
     assert "status messages wait until it is back: 2 are in doubt: the connection ended" in caplog.text
     assert sender.counts() == (0, 0, 2, 0)
+
+
+def test_who_waits_through_an_outage_leaves_nothing_behind(sender, wires, monkeypatch):
+    monkeypatch.setattr(module, "WANTED_EVERY", 0.001)
+    looks = iter(range(50))
+    sender.connect(lambda: next(looks, None) is not None)
+    assert sender._bells._waiting == []
+    wires(FakeWire())
