@@ -1,7 +1,6 @@
 """Topics, bursts, slow clients, heads and time: what the core does with many clients and bad ones."""
 
 import contextlib
-import gc
 import json
 import socket
 import struct
@@ -120,7 +119,7 @@ def test_what_waits_goes_out_ahead_of_a_close(rig):
         assert [json.loads(payload)["data"] for _, payload in frames[:-1]] == wanted
         assert frames[-1][0] == 8
     rig.flush()
-    assert rig.core.totals()["live_bytes"] == 0
+    assert rig.live_bytes == 0
 
 
 def test_a_burst_that_has_grown_is_pressing_until_it_is_flushed(rig):
@@ -196,7 +195,7 @@ def test_a_frame_above_the_bound_that_waits_for_a_young_backlog_presses(rig):
 
 
 def test_a_topic_with_far_more_than_can_be_delivered_is_given_up(rig):
-    live = rig.core.totals()["live_bytes"]
+    live = rig.live_bytes
     socks = [rig.join(b"t"), rig.join(b"t")]
     other = rig.join(b"u")
     fed = 0
@@ -207,7 +206,7 @@ def test_a_topic_with_far_more_than_can_be_delivered_is_given_up(rig):
     assert fed * 100_000 > 16 * BOUND
     rig.flush()
     assert rig.stats["closes"] == {1013: 2}
-    assert rig.core.totals()["live_bytes"] <= live
+    assert rig.live_bytes <= live
     assert [close_code(rig.ended(sock)) for sock in socks] == [1013, 1013]
     rig.publish(b"u", b"fine")
     assert texts(rig.received(other, 10)) == ["fine"]
@@ -316,7 +315,7 @@ def test_everybody_leaving_during_a_delivery(crowd):
     rig.until(lambda: rig.core.totals()["sockets"] == 0)
     rig.flush()
     assert rig.idle == [b"t"]
-    assert rig.core.totals()["live_bytes"] == 0
+    assert rig.live_bytes == 0
     assert texts(b"".join(rig.received(rig.join(b"t")) for _ in range(2))) == []
 
 
@@ -365,7 +364,7 @@ def test_joins_between_messages_leave_everyone_what_is_theirs(crowd):
     for number, sock in enumerate(late):
         if number != 3:
             assert texts(rig.received(sock, 1)) == rest[number if number < 20 else 21 :]
-    assert rig.core.totals()["live_bytes"] == 0
+    assert rig.live_bytes == 0
 
 
 def test_a_client_that_leaves_amid_merged_bursts_is_settled_first(crowd):
@@ -405,7 +404,7 @@ def test_a_client_that_never_reads_is_closed_at_its_bound_and_others_lose_nothin
     assert got == [f"{i:06d}" for i in range(sent)]
     assert rig.stats["closes"] == {1013: 1}
     assert sent * 4000 > BOUND, "not before its bound"
-    assert rig.core.totals()["live_bytes"] < 8192, "what it will not get is not kept"
+    assert rig.live_bytes < 8192, "what it will not get is not kept"
     data = rig.ended(slow)
     frames, rest = server_frames(data)
     assert not rest, "the frame in progress goes out whole"
@@ -418,12 +417,12 @@ def test_a_client_that_reads_again_in_time_misses_nothing(rig):
     slow = rig.join(b"t", rcvbuf=16384)
     for i in range(40):
         rig.publish(b"t", b"%06d " % i + b"x" * 4000)
-    assert rig.core.totals()["live_bytes"] > 0
+    assert rig.live_bytes > 0
     data = b""
     while len(data) < 40 * (4007 + ENVELOPE):
         data += rig.received(slow, 1)
     assert [t[:6] for t in texts(data)] == [f"{i:06d}" for i in range(40)]
-    assert rig.core.totals()["live_bytes"] == 0
+    assert rig.live_bytes == 0
     assert rig.stats["closes"] == {}
 
 
@@ -455,10 +454,10 @@ def test_bytes_that_nobody_takes_for_too_long_close(make_rig):
 def test_snapshots_a_laggard_gets_the_one_in_progress_and_the_newest(make_rig):
     rig = make_rig(newest_only=True)
     slow = rig.join(b"t", rcvbuf=16384)
-    fill(rig, b"t", b"old" + b"x" * 60_000, lambda: rig.core.totals()["live_bytes"] > 0)
+    fill(rig, b"t", b"old" + b"x" * 60_000, lambda: rig.live_bytes > 0)
     for i in range(100):
         rig.publish(b"t", b"%03d" % i + b"y" * 60_000)
-    assert rig.core.totals()["live_bytes"] < 4 * 61_000, "one in progress, one waiting"
+    assert rig.live_bytes < 4 * 61_000, "one in progress, one waiting"
     data = b""
     while not data.count(b'"099'):
         data += rig.received(slow, 1)
@@ -480,12 +479,6 @@ def test_snapshots_of_one_burst_the_newest_alone_goes_out(make_rig):
     assert texts(rig.received(sock, 10)) == ["2"]
 
 
-def live_of_others(make_rig):
-    """Bytes of frames are counted for the process, and an earlier test's core may be there still."""
-    gc.collect()
-    return make_rig().core.totals()["live_bytes"]
-
-
 def test_the_process_bound_closes_those_who_owe_most(make_rig):
     rig = make_rig(max_live=600_000)
     good = rig.join(b"a")
@@ -496,7 +489,7 @@ def test_the_process_bound_closes_those_who_owe_most(make_rig):
         for i in range(8):
             rig.publish(b"b%d" % i, b"x" * (8000 + 1000 * i))
         rounds += 1
-        assert rig.core.totals()["live_bytes"] <= 700_000
+        assert rig.live_bytes <= 700_000
     assert set(rig.stats["closes"]) == {1013}
     assert close_code(rig.ended(slow[7])) == 1013, "the one that owed most"
     rig.publish(b"a", b"fine")
@@ -505,11 +498,10 @@ def test_the_process_bound_closes_those_who_owe_most(make_rig):
 
 def test_the_process_bound_closes_no_more_than_it_takes(make_rig):
     """A frame in progress kept the whole burst that holds it alive: 39 of 39 laggards were closed for nothing."""
-    live = live_of_others(make_rig)
-    rig = make_rig(max_live=live + 3_000_000, max_backlog=1_000_000)
+    rig = make_rig(max_live=3_000_000, max_backlog=1_000_000)
     small = [rig.join(b"s%d" % i, rcvbuf=4096) for i in range(10)]
     for i in range(len(small)):
-        while rig.core.totals()["live_bytes"] < live + 10_000 * (i + 1):
+        while rig.live_bytes < 10_000 * (i + 1):
             rig.publish(b"s%d" % i, b"y" * 8000)
     large = [rig.join(b"b%d" % i, rcvbuf=4096) for i in range(10)]
     for i in range(len(large)):
@@ -518,18 +510,17 @@ def test_the_process_bound_closes_no_more_than_it_takes(make_rig):
         rig.feed(b"".join(resp(b"message", b"b%d" % i, b"z" * 2000) for _ in range(200)))  # one burst of 400 KB
         rig.flush()
     assert rig.stats["closes"] == {1013: 1}
-    assert rig.core.totals()["live_bytes"] <= live + 3_000_000
+    assert rig.live_bytes <= 3_000_000
 
 
 def test_the_process_bound_counts_what_is_not_delivered(make_rig):
-    live = live_of_others(make_rig)
-    rig = make_rig(max_live=live + 1_000_000)
+    rig = make_rig(max_live=1_000_000)
     good = rig.join(b"a")
     rig.join(b"t")
     rig.feed(resp(b"message", b"t", b"x" * 60_000) * 20)
     rig.core.poll()
     assert rig.stats["closes"] == {1013: 1}
-    assert rig.core.totals()["live_bytes"] <= live
+    assert rig.live_bytes == 0
     rig.publish(b"a", b"fine")
     assert texts(rig.received(good, 10)) == ["fine"]
 
@@ -542,7 +533,7 @@ def test_the_process_bound_passes_the_dead_by(make_rig):
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     slow.close()
     rig.feed(resp(b"message", b"t", b"y" * 200_000))
-    assert rig.core.totals()["live_bytes"] > 300_000
+    assert rig.live_bytes > 300_000
     rig.until(lambda: rig.core.totals()["sockets"] == 0)
 
 
@@ -738,7 +729,7 @@ def test_who_is_always_a_little_behind_gets_heartbeats(make_rig):
     """It got none, said nothing that was asked for, and was closed with 1008 after the silence."""
     rig = make_rig(ping_interval=0.1, max_backlog=10_000_000)
     sock = rig.join(b"t", rcvbuf=16384)
-    while not rig.core.totals()["live_bytes"]:
+    while not rig.live_bytes:
         rig.publish(b"t", b"x" * 16000)
     now = time.monotonic()
     rig.tick_until(lambda: time.monotonic() > now + 0.5)
