@@ -21,6 +21,8 @@ from libc.time cimport time
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, time_t, timespec
 from posix.unistd cimport close, read, write
 
+from hiredis import ProtocolError
+
 include "_system.pxi"
 include "_frames.pxi"
 include "_accept.pxi"
@@ -169,45 +171,12 @@ cdef class Core(Newcomers):
         Raises:
             hiredis.ProtocolError: bytes that are no reply.
         """
-        return self.run_dry(reader, self.services[service])
+        return self.run_dry(reader.gets, self.services[service])
 
-    def take(self, reader, buffer, Py_ssize_t size, int service, on_reply, deliver) -> None:
-        """`consume` for all that one read from Redis has brought.
-
-        The one way of every message, so that none of it is left to the interpreter: its code is cold whenever a message
-        comes alone, and took half of the time that user space took for one to ten clients.
-
-        Args:
-            reader: a `hiredis.Reader`.
-            buffer: what was read into.
-            size: bytes that were.
-            service: whose messages these are.
-            on_reply: called with each reply that is no message for a watched topic, before what stands behind it counts.
-            deliver: called where a topic has so much by now that it should wait no longer: escaped, one read can be six
-                times as long.
-
-        Raises:
-            hiredis.ProtocolError: bytes that are no reply.
-        """
-        cdef Service s = self.services[service]
-        cdef Py_ssize_t start = 0
-        cdef list rest
-        while start < size:
-            reader.feed(buffer, start, min(<Py_ssize_t>FEED, size - start))
-            start += FEED
-            rest = self.run_dry(reader, s)
-            while rest:
-                for reply in rest:
-                    on_reply(reply)
-                rest = self.run_dry(reader, s)
-            if pressing_topics:
-                deliver()
-
-    cdef list run_dry(self, reader, Service s):
+    cdef list run_dry(self, gets, Service s):
         cdef list rest = []
         cdef object reply
         cdef void *topic
-        gets = reader.gets
         while True:
             reply = gets()
             if reply is False:  # what hiredis says when it has no whole reply left
@@ -383,9 +352,10 @@ cdef class Core(Newcomers):
 
     cdef int deliver(self, Topic topic, int64_t until) except -1:
         """Each sealed burst to each client it is for, in one send; stops where the time is up."""
+        cdef Service service = topic.service
         cdef Burst *burst
         cdef uint32_t index
-        if topic.sealed is not NULL and topic.sealed.next is not NULL and not topic.service.newest_only:
+        if topic.sealed is not NULL and topic.sealed.next is not NULL and not service.newest_only:
             topic_merge(topic)
         while topic.sealed is not NULL:
             burst = topic.sealed
@@ -396,7 +366,7 @@ cdef class Core(Newcomers):
                     # On its way while this one is sent to: waiting for slots was a quarter of what user space does.
                     __builtin_prefetch(&self.slots[topic.slots[burst.cursor]])
                 if index != NONE:
-                    self.push(topic.service, index, burst)
+                    self.push(service, index, burst)
                 if burst.cursor & 15 == 0 and now_ns() >= until:
                     return 0
             topic.sealed = burst.next
@@ -407,7 +377,7 @@ cdef class Core(Newcomers):
         topic_close_holes(topic, self.slots)
         return 0
 
-    cdef int push(self, Service service, uint32_t index, Burst *burst) except -1:
+    cdef inline int push(self, Service service, uint32_t index, Burst *burst) except -1:
         cdef Slot *slot = &self.slots[index]
         cdef ssize_t sent
         if slot.dead or burst.min_version > slot.version or burst.kind != slot.kind:
@@ -461,6 +431,9 @@ cdef class Core(Newcomers):
         So much waits in a topic that it should neither wait nor grow; or for clients whose backlog is so young that they
         may not have had the processor since: of 0.5 MB at once, one that reads without a pause got 152 KB and a 1013.
         """
+        return self.presses()
+
+    cdef bint presses(self) noexcept:
         return pressing_topics > 0 or (crowded_backlogs > 0 and now_ns() < self.crowded_until)
 
     @property
@@ -545,4 +518,75 @@ cdef class Core(Newcomers):
         if backlog.count and slot.stage == OPEN:
             assert backlog_at(backlog, 0).start <= backlog.boundary <= backlog_at(backlog, 0).end
             assert backlog_waiting(backlog) <= service.max_backlog
+        return 0
+
+
+cdef class Intake:
+    """What a link reads from Redis, into the core: the two methods of asyncio.BufferedProtocol that each read calls.
+
+    The one way of every message, so that none of it is left to the interpreter: its code is cold whenever a message
+    comes alone. The class that derives from it has `rest()`, called where all others should have their turn before the
+    next read, and `too_large()` and `unreadable(error)`, which throw the connection away.
+
+    Attributes:
+        core: what the messages go into.
+        service: whose messages these are, its number.
+        deliver: called behind the last message of a read, and before where a topic has so much by now that it should
+            wait no longer: escaped, one read can be six times as long.
+        max_reply: bytes of a reply that is not complete yet; with more `too_large` is called.
+        heard_at: seconds of the monotonic clock at which the last bytes came.
+    """
+
+    cdef public Core core
+    cdef public int service
+    cdef public object deliver
+    cdef public Py_ssize_t max_reply
+    cdef public double heard_at
+    cdef object feed, gets, unread, buffer, on_reply
+    cdef Py_ssize_t most    # bytes of one read
+
+    def read_by(self, reader, buffer, on_reply) -> None:
+        """Begins a connection.
+
+        Args:
+            reader: a `hiredis.Reader` that nothing has been fed to.
+            buffer: a memoryview to read into.
+            on_reply: called with each reply that is no message for a watched topic, before what stands behind it counts.
+        """
+        self.feed, self.gets, self.unread = reader.feed, reader.gets, reader.len
+        self.buffer, self.most = buffer, len(buffer)
+        self.on_reply = on_reply
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Of asyncio.BufferedProtocol."""
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Of asyncio.BufferedProtocol: all that one read brought for a topic goes to each of its clients in one send."""
+        cdef Py_ssize_t size = nbytes
+        self.heard_at = now_ns() * 1e-9
+        try:
+            self.take(size)
+            if <Py_ssize_t>self.unread() > self.max_reply:
+                self.too_large()
+        except (ProtocolError, MemoryError, TypeError) as error:  # the last: a map with a list for a key
+            self.unreadable(error)
+        self.deliver()
+        if size == self.most or self.core.presses():
+            self.rest()
+
+    cdef int take(self, Py_ssize_t size) except -1:
+        cdef Service service = self.core.services[self.service]
+        cdef Py_ssize_t start = 0
+        cdef list rest
+        while start < size:
+            self.feed(self.buffer, start, min(<Py_ssize_t>FEED, size - start))
+            start += FEED
+            rest = self.core.run_dry(self.gets, service)
+            while rest:
+                for reply in rest:
+                    self.on_reply(reply)
+                rest = self.core.run_dry(self.gets, service)
+            if pressing_topics:
+                self.deliver()
         return 0

@@ -11,7 +11,7 @@ from typing import Protocol, TypeGuard
 import hiredis
 
 from relay import upstream
-from relay._fanout import Core
+from relay._fanout import Core, Intake
 from relay.errors import RelayError
 from relay.probe import Probe
 from relay.settings import ServiceSettings
@@ -49,7 +49,7 @@ class Listener(Protocol):
         """The link broke: what was published since then (unix seconds) may be missing."""
 
 
-class Link(Upstream):
+class Link(Intake, Upstream):
     """The subscription connection: interest in, messages into the core.
 
     A channel has at most one command in flight: what is wanted meanwhile is settled when its answer comes. So an
@@ -92,7 +92,6 @@ class Link(Upstream):
         self._sent: deque[tuple[bytes, deque[bytes]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._pinged = False
-        self._heard = 0.0  # when the last bytes came
         self._loop = asyncio.get_running_loop()
         self._commands = commands
         self.probe = Probe(commands, lambda: core.arrived(service), self._on_deaf, self.log)
@@ -175,20 +174,10 @@ class Link(Upstream):
 
     # ---- replies ----
 
-    def take(self, nbytes: int) -> None:
-        """Messages go into the core; the rest is heard here, in order."""
-        self.core.take(self._reader, self._buffer, nbytes, self.service, self._on_reply, self.deliver)
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Of asyncio.BufferedProtocol: all that one read brought for a topic goes to each of its clients in one send.
-
-        A look for the running loop here, which asks the kernel for the pid, made it 1.5 us instead of 1.2.
-        """
-        self._heard = self._loop.time()
-        self.digest(nbytes)
-        self.deliver()
-        if nbytes == upstream.READ_SIZE or self.behind():
-            self.rest()
+    def begin(self) -> None:
+        """Of Upstream: messages go into the core, the rest is heard here, in order."""
+        super().begin()
+        self.read_by(self._reader, self._buffer, self._on_reply)
 
     def behind(self) -> bool:
         """Of Upstream: reading on would end clients that are quick."""
@@ -265,7 +254,7 @@ class Link(Upstream):
 
     def on_up(self) -> None:
         """Whatever is wanted is subscribed again."""
-        self._heard = self._loop.time()
+        self.heard_at = self._loop.time()
         self._send(b"SUBSCRIBE", [self.probe.start()])
         self._subscribe(list(self._wanted))
         self._timer = asyncio.get_running_loop().call_later(upstream.PING_EVERY, self._ping)
@@ -274,7 +263,7 @@ class Link(Upstream):
         """All subscriptions are gone with the connection."""
         self.gaps += 1
         # A PONG proves nothing about messages, unless there is no better witness.
-        silent = self._loop.time() - self._heard if self.probe.off else self.probe.age
+        silent = self._loop.time() - self.heard_at if self.probe.off else self.probe.age
         self.probe.stop()
         self._state.clear()
         self._sent.clear()
@@ -302,10 +291,10 @@ class Link(Upstream):
     def _judge(self, due: float) -> None:
         loop = asyncio.get_running_loop()
         timeout = self.settings.redis_request_timeout
-        if self._pinged and loop.time() - self._heard < timeout:
+        if self._pinged and loop.time() - self.heard_at < timeout:
             # The PONG comes behind what Redis has said before, which takes long while a flood is read with pauses.
             # A link that was thrown away for it lost 64 of 150 messages of another channel.
-            self._timer = loop.call_at(self._heard + timeout, self._judge, self._heard + timeout)
+            self._timer = loop.call_at(self.heard_at + timeout, self._judge, self.heard_at + timeout)
         elif self._pinged and loop.time() - due > 1.0:
             # This process stood still: the PONG may lie unread in the socket. One more look, once it has been read.
             self._timer = loop.call_later(0.5, self._judge, loop.time() + 0.5)

@@ -129,7 +129,7 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         self._changed_at = time.monotonic()
         self._transport: asyncio.Transport | None = None
         self._buffer = memoryview(bytearray(READ_SIZE))
-        self._reader = hiredis.Reader()
+        self.begin()
         self._closed: asyncio.Future[Lost] | None = None
         self._greeting: asyncio.Future[None] | None = None
         self._greetings_due = 0
@@ -216,7 +216,7 @@ class Upstream(asyncio.BufferedProtocol, ABC):
             Lost, OSError, TimeoutError: it could not be done.
         """
         loop = asyncio.get_running_loop()
-        self._reader = hiredis.Reader()
+        self.begin()
         self._closed = loop.create_future()
         self._greeting = loop.create_future()
         self._greetings_due = 0
@@ -328,25 +328,14 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         """Of asyncio.BaseProtocol."""
         self._end(Lost(f"the connection was lost: {exc}" if exc else "Redis closed the connection"))
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Of asyncio.BufferedProtocol."""
-        return self._buffer
+    def too_large(self) -> None:
+        """Ends a connection whose unfinished reply is above its bound."""
+        self.large_replies += 1
+        self.abort(f"a reply of more than {self.max_reply} bytes; see RELAY_MAX_REPLY_SIZE")
 
-    def buffer_updated(self, nbytes: int) -> None:
-        """Of asyncio.BufferedProtocol: bytes from Redis."""
-        self.digest(nbytes)
-        if nbytes == READ_SIZE or self.behind():
-            self.rest()
-
-    def digest(self, nbytes: int) -> None:
-        """Takes what whole replies the buffer's first `nbytes` complete."""
-        try:
-            self.take(nbytes)
-            if self._reader.len() > self.max_reply:
-                self.large_replies += 1
-                self.abort(f"a reply of more than {self.max_reply} bytes; see RELAY_MAX_REPLY_SIZE")
-        except (hiredis.ProtocolError, MemoryError, TypeError) as error:  # the last: a map with a list for a key
-            self.abort(f"Redis sent what is no reply: {error or 'longer than there is memory'}")
+    def unreadable(self, error: Exception) -> None:
+        """Ends a connection that sends what is no reply."""
+        self.abort(f"Redis sent what is no reply: {error or 'longer than there is memory'}")
 
     def rest(self) -> None:
         """Gives all others their turn before the next read.
@@ -383,13 +372,9 @@ class Upstream(asyncio.BufferedProtocol, ABC):
 
     # ---- what the two kinds do ----
 
-    @abstractmethod
-    def take(self, nbytes: int) -> None:
-        """Feeds the reader the buffer's first `nbytes`, FEED_SIZE at once, and takes whatever whole replies it has.
-
-        Raises:
-            hiredis.ProtocolError: bytes that are no reply.
-        """
+    def begin(self) -> None:
+        """Forgets what an earlier connection has sent in part."""
+        self._reader = hiredis.Reader()
 
     def behind(self) -> bool:
         """Whether what was read should be delivered before more is."""
@@ -476,12 +461,23 @@ class Commands(Upstream):
         else:
             self._watch()
 
-    def take(self, nbytes: int) -> None:
-        """Each reply settles the oldest command."""
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Of asyncio.BufferedProtocol."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Of asyncio.BufferedProtocol: each reply settles the oldest command."""
         self._heard = asyncio.get_running_loop().time()
-        for start in range(0, nbytes, FEED_SIZE):
-            self._reader.feed(self._buffer, start, min(FEED_SIZE, nbytes - start))  # type: ignore[arg-type]
-            self._settle_replies()
+        try:
+            for start in range(0, nbytes, FEED_SIZE):
+                self._reader.feed(self._buffer, start, min(FEED_SIZE, nbytes - start))  # type: ignore[arg-type]
+                self._settle_replies()
+            if self._reader.len() > self.max_reply:
+                self.too_large()
+        except (hiredis.ProtocolError, MemoryError, TypeError) as error:  # the last: a map with a list for a key
+            self.unreadable(error)
+        if nbytes == READ_SIZE:
+            self.rest()
 
     def _settle_replies(self) -> None:
         while (reply := self._reader.gets()) is not False:

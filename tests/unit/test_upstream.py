@@ -12,7 +12,7 @@ from relay.errors import ConfigError, RedisGivenUp
 from relay.settings import ServiceSettings
 from relay.upstream import Commands, Lost, Refused, encode
 from relay.values import RedisAddress
-from tests.unit.rig import Rig, texts
+from tests.unit.rig import Rig, resp, texts
 from tests.unit.scripted import PONG, Server, ack, soon, until
 
 
@@ -604,6 +604,7 @@ async def test_reading_waits_for_what_is_behind_but_not_for_ever(server, monkeyp
     visit = await server.visit()
     await until(lambda: link.up)
     monkeypatch.setattr(link, "behind", lambda: True)
+    link.deliver = link.rest  # as behind a read after which deliveries are behind
     loop = asyncio.get_running_loop()
     begin = loop.time()
     for _ in range(20):
@@ -683,6 +684,26 @@ async def test_after_a_full_read_all_others_have_their_turn(server):
     assert not link._transport.is_reading()
     await until(link._transport.is_reading)
     visit.hang_up()
+
+
+async def test_after_a_read_that_leaves_deliveries_behind_all_others_have_their_turn(server):
+    link = server.link()
+    visit = await server.visit()
+    await until(lambda: link.up)
+    rig = Rig()
+    rig.join(b"t")
+    link.core, link.service = rig.core, rig.service
+    link.deliver = lambda: None
+    message = resp(b"message", b"t", b"x" * 60_000)
+    for _ in range(3):
+        assert link._transport.is_reading()
+        assert not rig.core.pressing
+        link.get_buffer(-1)[: len(message)] = message
+        link.buffer_updated(len(message))
+    assert rig.core.pressing
+    assert not link._transport.is_reading()
+    visit.hang_up()
+    rig.close()
 
 
 async def test_deliveries_that_are_behind_hold_up_reading_for_a_while_and_not_for_ever(server, monkeypatch):
