@@ -53,7 +53,7 @@ other-debug other-asan: other-%: build
 
 # Each row of faults, the long ones too, with a page on what was done and what held; at most 20 minutes.
 faults: build
-	RELAY_TEST_REPORT=build/faults.md $(BIN)/pytest -m 'row and not soak' $(ARGS)
+	RELAY_TEST_REPORT=build/faults.md $(BIN)/pytest -m 'row and not soak' -n $(JOBS) --dist loadfile $(ARGS)
 
 # The faults at random, on 500 clients: SOAK=seconds, SEED=what an earlier run printed.
 soak: build

@@ -9,8 +9,7 @@ import os
 import platform
 import re
 import time
-from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
@@ -52,7 +51,8 @@ class Told:
             row.bounds.append(text)
 
 
-_rows: dict[str, list[Row]] = defaultdict(list)  # by the test's id
+_rows: dict[str, list[Row]] = {}  # by the test's id
+_done: list[Row] = []  # of all processes, in the one that writes the report
 _started = time.time()
 
 
@@ -88,12 +88,18 @@ def pytest_runtest_makereport(item, call):
             row.observed.append(str(call.excinfo.value).partition("\n")[0][:200] if call.excinfo else report.when)
         elif row.verdict == "not run" and report.when == "call":
             row.verdict = "held"
+    if report.when == "teardown":
+        report.user_properties += [("row", asdict(row)) for row in _of(item)]
     return report
 
 
+def pytest_runtest_logreport(report):
+    if report.when == "teardown":  # with several processes (-n) the rows are made in the others
+        _done.extend(Row(**value) for name, value in report.user_properties if name == "row")
+
+
 def pytest_sessionfinish(session):
-    rows = [row for rows in _rows.values() for row in rows]
-    rows = sorted(_together(rows), key=lambda row: (row.name[0], _number(row), row.test))
+    rows = sorted(_together(_done), key=lambda row: (row.name[0], _number(row), row.test))
     if not REPORT or not rows or session.config.option.collectonly:
         return
     path = ROOT / REPORT

@@ -641,7 +641,7 @@ def test_five_hundred_watch_while_others_attack(relay, redis_server, recorder, w
     url, connection = process.status_url, worker(redis_server)
     before, failed = footprint(process).memory, []
     attacks = [
-        lambda: [flood(process, data, 20 * MIB) for data, _ in FLOODS.values()],
+        lambda: [flood(url, "/evil:wepp", data, 20 * MIB) for data, _ in FLOODS.values()],
         lambda: _noise(url),
         lambda: _noise(process.preflight_url),
         lambda: _churn_of_many(url),
