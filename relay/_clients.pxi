@@ -8,6 +8,12 @@ cdef inline size_t inbound_held(Inbound *inbound) noexcept:
     return sizeof(Inbound) + inbound.room + inbound.message_size + inbound.answer_size
 
 
+cdef int count(dict counts, int code) except -1:
+    """One more of a close code or an HTTP status."""
+    counts[code] = counts.get(code, 0) + 1
+    return 0
+
+
 @cython.internal
 cdef class Clients:
     """Slots for every connection of the process, and the values of its services."""
@@ -211,7 +217,7 @@ cdef class Clients:
         return True
 
     def refuse(self, uint64_t client, bytes answer) -> bool:
-        """Sends a client that is no websocket yet its HTTP answer, then ends the connection."""
+        """Sends a client that is no websocket yet its HTTP answer, counted by its status, then ends the connection."""
         cdef Slot *slot = self.find(client)
         if slot is NULL or slot.stage > PARKED:
             return False
@@ -220,6 +226,7 @@ cdef class Clients:
 
     cdef int turn_away(self, uint32_t index, bytes answer) except -1:
         cdef Slot *slot = &self.slots[index]
+        count((<Service>self.services[slot.service]).responses, int(answer[9:12]))
         if slot.stage == HEAD:
             self.leave_heads(index)
         self.inbound_drop(slot)
@@ -419,7 +426,7 @@ cdef class Clients:
         if slot.stage != OPEN or slot.dead:
             return 0
         if ours:
-            service.closes[code] = service.closes.get(code, 0) + 1
+            count(service.closes, code)
         self.leave_topic(index)
         slot.stage = CLOSING
         slot.farewell = 2
@@ -630,21 +637,6 @@ cdef class Clients:
         except Exception as error:
             self.on_error(error)
             return None
-
-    cdef void begin_head(self, uint32_t index) noexcept:
-        """A part of its request has come. How many of these there may be is bounded: the oldest gives way.
-
-        Who has said nothing yet is not counted among them. Of 5000 who came back at once, 3976 were dropped before
-        their requests, which were on their way, had been read.
-        """
-        if self.slots[index].peer & BEGUN:
-            return
-        self.leave_heads(index)
-        if self.begun.count >= self.max_heads:
-            self.breach(self.begun.first, HEADS)
-            self.bury(self.begun.first)
-        self.slots[index].peer |= BEGUN
-        row_join(&self.begun, self.slots, index)
 
     cdef void leave_heads(self, uint32_t index) noexcept:
         row_leave(&self.begun if self.slots[index].peer & BEGUN else &self.silent, self.slots, index)

@@ -6,6 +6,7 @@ cdef enum:
     NONE = 0xFFFFFFFF       # no slot, no position
     KINDS = 1               # kinds of client a burst is built for; a second one will be the event stream
     WEBSOCKET = 0
+    BUCKETS = 16            # of a histogram
 
 cdef enum Stage:
     FREE = 0
@@ -50,6 +51,10 @@ cdef struct Network:
     unsigned char address[16]
     uint32_t bits           # of the 128 that count
 
+cdef struct Histogram:
+    uint64_t counts[BUCKETS]    # each bucket alone; the last is for what is above all bounds
+    uint64_t sum
+
 cdef struct Burst:
     # Finished bytes, shared by all who still owe them. Grows while it is a topic's open burst, then never changes.
     Burst *next             # the next sealed one of the topic
@@ -59,10 +64,12 @@ cdef struct Burst:
     uint32_t frames
     uint32_t end            # sealed: positions below this one get it
     uint32_t cursor         # sealed: the next position to serve
+    int64_t read_at         # ns of the clock at which the oldest of it was read from Redis
     uint8_t kind
     uint8_t min_version     # clients below this protocol version do not get it
     uint8_t opaque          # one unit, not a row of websocket frames (an HTTP answer)
     uint8_t copies          # holds what those behind it hold: not counted among what waits
+    uint8_t begun           # sealed: somebody's turn has come; what a merged one has sent for all of its clients has none
     unsigned char data[1]
 
 cdef struct Owed:
@@ -142,7 +149,10 @@ cdef class Service:
     cdef uint64_t connections, opened, frames, bytes, oversize, write_errors, replaced
     cdef uint64_t arrived   # messages Redis sent, for whatever channel
     cdef uint64_t told, untold  # clients that learned of a gap, and those of the old protocol, which cannot
-    cdef dict closes
+    cdef dict closes        # by code
+    cdef dict responses     # HTTP answers but 101, by status
+    cdef Histogram delivery # ns from the read of a burst's oldest message to the last of its clients, those that lag left out
+    cdef Histogram sizes    # frames of each burst delivered
 
 
 cdef class Topic:

@@ -10,6 +10,8 @@ FEED_SIZE: int
 FLOOD_FACTOR: int
 LONGEST_INTRODUCTION: int
 
+Histogram = tuple[tuple[float, ...], tuple[int, ...], float]
+
 class Stats(TypedDict):
     connections: int
     opened: int
@@ -21,8 +23,14 @@ class Stats(TypedDict):
     replaced: int
     told: int
     untold: int
+    backlogs: int
+    backlog_bytes: int
+    backlog_seconds: float
     closes: dict[int, int]
+    responses: dict[int, int]
     breaches: dict[str, int]
+    delivery: Histogram
+    burst: Histogram
 
 class Totals(TypedDict):
     sockets: int
@@ -115,6 +123,7 @@ class Core:
     def address(self, client: int) -> bytes | None: ...
     def stats(self, service: int) -> Stats: ...
     def totals(self) -> Totals: ...
+    def lag(self) -> Histogram: ...
     def breached(self, service: int, bound: str) -> None: ...
 
 class Intake:

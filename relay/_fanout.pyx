@@ -25,6 +25,7 @@ from hiredis import ProtocolError
 
 include "_system.pxi"
 include "_frames.pxi"
+include "_histograms.pxi"
 include "_accept.pxi"
 include "_heads.pxi"
 include "_topics.pxi"
@@ -49,6 +50,7 @@ cdef enum:
     PROMPT_TICKS = 2        # a head that has not come by now makes way, where there is no room or the end has come
     LINGER_TICKS = 20       # 2 s for the peer's close or end of file
     LINGER_READS = 64       # meanwhile, each of 64 KiB at most: a flood of 200 MB was read to its end
+    TICK_NS = 100000000     # between two ticks
     CATCH_UP = 5            # ticks that one call makes up for: a stopped process must not judge by time it slept
     RESERVE = 16            # slots above the limit, from which health paths are answered
     VECTOR = 64
@@ -117,7 +119,7 @@ cdef uint32_t ticks(double seconds) except? 0:
 cdef class Service:
     def __cinit__(self):
         self.topics = {}
-        self.closes = {}
+        self.closes, self.responses = {}, {}
         self.epoch = 1
 
 
@@ -160,6 +162,9 @@ cdef class Core(Newcomers):
         ValueError: `max_head`, `max_heads` or `head_timeout` is outside of what can be.
     """
 
+    cdef int64_t read_at    # ns of the clock: what comes into bursts now was read then
+    cdef int64_t looked_at  # at the clock, by a delivery
+
     # ---- from Redis to the bursts ----
 
     def consume(self, reader, int service) -> list:
@@ -171,6 +176,7 @@ cdef class Core(Newcomers):
         Raises:
             hiredis.ProtocolError: bytes that are no reply.
         """
+        self.read_at = now_ns()
         return self.run_dry(reader.gets, self.services[service])
 
     cdef list run_dry(self, gets, Service s):
@@ -235,8 +241,10 @@ cdef class Core(Newcomers):
             topic_weigh(topic, topic.waiting - burst.size)
             burst.size = 0
             burst.frames = 0
+            burst.read_at = self.read_at
         if burst is NULL:
             burst = burst_new(max(size, <size_t>192))
+            burst.read_at = self.read_at
         else:
             burst = burst_grow(burst, size)
         topic.open[WEBSOCKET] = burst
@@ -267,6 +275,7 @@ cdef class Core(Newcomers):
         cdef Topic t = s.topics.get(topic)
         if t is None or (min_version > 0 and t.newer == 0):
             return False
+        self.read_at = now_ns()
         self.append_text(t, text, min_version)
         return True
 
@@ -293,6 +302,7 @@ cdef class Core(Newcomers):
         """
         cdef Service s = self.services[service]
         cdef Topic topic
+        self.read_at = now_ns()
         for topic in list(s.topics.values()) if name is None else [s.topics[name]] if name in s.topics else []:
             self.tell_gap(topic, text)
 
@@ -327,6 +337,7 @@ cdef class Core(Newcomers):
             self.tell_unfinished(True)
             return 0
         self.inside = True
+        self.looked_at = now
         try:
             self.serve(self.fresh, now + SLICE_NS // 2)
             self.serve(self.unfinished, now + SLICE_NS)
@@ -340,7 +351,7 @@ cdef class Core(Newcomers):
     cdef int serve(self, Line line, int64_t until) except -1:
         cdef Topic topic
         cdef int kind
-        while line.first is not None and now_ns() < until:
+        while line.first is not None and self.looked_at < until:
             topic = line.leave()
             if topic.sealed is NULL:
                 for kind in range(KINDS):
@@ -359,6 +370,7 @@ cdef class Core(Newcomers):
             topic_merge(topic)
         while topic.sealed is not NULL:
             burst = topic.sealed
+            burst.begun |= burst.cursor < burst.end
             while burst.cursor < burst.end:
                 index = topic.slots[burst.cursor]
                 burst.cursor += 1
@@ -367,8 +379,12 @@ cdef class Core(Newcomers):
                     __builtin_prefetch(&self.slots[topic.slots[burst.cursor]])
                 if index != NONE:
                     self.push(service, index, burst)
-                if burst.cursor & 15 == 0 and now_ns() >= until:
-                    return 0
+                if burst.cursor & 15 == 0:
+                    self.looked_at = now_ns()
+                    if self.looked_at >= until:
+                        return 0
+            if burst.begun:
+                self.measure(service, burst)
             topic.sealed = burst.next
             if not burst.copies:
                 topic_weigh(topic, topic.waiting - burst.size)
@@ -376,6 +392,12 @@ cdef class Core(Newcomers):
         topic.last = NULL
         topic_close_holes(topic, self.slots)
         return 0
+
+    cdef inline void measure(self, Service service, Burst *burst) noexcept:
+        """A burst is delivered, in however many slices. The one look at the clock that `serve` needs behind it anyway."""
+        self.looked_at = now_ns()
+        observe(&service.delivery, relay_delays, self.looked_at - burst.read_at)
+        observe(&service.sizes, relay_sizes, burst.frames)
 
     cdef inline int push(self, Service service, uint32_t index, Burst *burst) except -1:
         cdef Slot *slot = &self.slots[index]
@@ -564,7 +586,8 @@ cdef class Intake:
     def buffer_updated(self, nbytes: int) -> None:
         """Of asyncio.BufferedProtocol: all that one read brought for a topic goes to each of its clients in one send."""
         cdef Py_ssize_t size = nbytes
-        self.heard_at = now_ns() * 1e-9
+        self.core.read_at = now_ns()
+        self.heard_at = self.core.read_at * 1e-9
         try:
             self.take(size)
             if <Py_ssize_t>self.unread() > self.max_reply:

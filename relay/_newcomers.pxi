@@ -33,6 +33,7 @@ cdef class Newcomers(Sockets):
             memcpy(burst.data, slot.inbound.answer, slot.inbound.answer_size)
             burst.size = slot.inbound.answer_size
             service.frames += burst_add_text(burst, first) + burst_add_text(burst, notice)
+            service.bytes += burst.size - slot.inbound.answer_size
             self.inbound_bytes -= slot.inbound.answer_size
             PyMem_RawFree(slot.inbound.answer)
             slot.inbound.answer = NULL

@@ -13,6 +13,9 @@ cdef class Listener:
 cdef class Sockets(Clients):
     """Clients whose sockets are served."""
 
+    cdef int64_t ticked_at  # ns of the clock, the last time
+    cdef Histogram lateness # ns by which a tick came late
+
     # ---- listening ----
 
     def listen(self, int fd, int service, *, bint introduced=False) -> None:
@@ -130,6 +133,7 @@ cdef class Sockets(Clients):
             recv(fd, self.inbox, INBOX, MSG_DONTWAIT)  # a close with a request unread would reset the answer away
             close(fd)
             (<Service>self.services[service]).breaches[CONNECTIONS] += 1
+            count((<Service>self.services[service]).responses, 503)
             return self.make_way()
         slot = &self.slots[index]
         slot.fd = fd
@@ -229,6 +233,21 @@ cdef class Sockets(Clients):
         inbound.data = grown
         inbound.room = room
         return 0
+
+    cdef void begin_head(self, uint32_t index) noexcept:
+        """A part of its request has come. How many of these there may be is bounded: the oldest gives way.
+
+        Who has said nothing yet is not counted among them. Of 5000 who came back at once, 3976 were dropped before
+        their requests, which were on their way, had been read.
+        """
+        if self.slots[index].peer & BEGUN:
+            return
+        self.leave_heads(index)
+        if self.begun.count >= self.max_heads:
+            self.breach(self.begun.first, HEADS)
+            self.bury(self.begun.first)
+        self.slots[index].peer |= BEGUN
+        row_join(&self.begun, self.slots, index)
 
     cdef int take_head(self, uint32_t index, unsigned char *data, size_t size) except -1:
         """A request head up to its blank line; Python judges it."""
@@ -426,11 +445,14 @@ cdef class Sockets(Clients):
         The core's clock stands still while the process does: after a stop of minutes nobody is judged by pongs that
         wait in the sockets unread. A permission ends when it was said to.
         """
-        cdef int64_t elapsed = (now_ns() - self.last_tick) // 100000000
+        cdef int64_t now = now_ns(), elapsed = (now - self.last_tick) // TICK_NS
         cdef int64_t i
         if self.inside:
             raise RuntimeError("tick was called by a callback of the core")
-        self.last_tick += elapsed * 100000000
+        if self.ticked_at:
+            observe(&self.lateness, relay_delays, now - self.ticked_at - TICK_NS)
+        self.ticked_at = now
+        self.last_tick += elapsed * TICK_NS
         self.inside = True
         try:
             self.stood += <uint32_t>max(elapsed - CATCH_UP, <int64_t>0)
@@ -531,14 +553,31 @@ cdef class Sockets(Clients):
     # ---- being looked at ----
 
     def stats(self, int service) -> dict:
-        """Counters of one service: all of them ints, but `closes` a dict from close code to how often, and `breaches`
-        one from each of BOUNDS and `published_size` to how often it was exceeded."""
+        """Counters of one service: all of them ints, but for
+
+        - `closes` and `responses`, dicts from close code and HTTP status to how often;
+        - `breaches`, one from each of BOUNDS and `published_size` to how often it was exceeded;
+        - `delivery` in seconds and `burst` in frames, histograms as (bounds, counts, sum);
+        - `backlog_seconds`, how long the oldest byte has waited that a client did not take.
+        """
         cdef Service s = self.services[service]
+        cdef uint32_t waiting = 0, since = self.now
+        cdef size_t bytes = 0
         cdef int i
+        cdef uint32_t index
+        cdef Slot *slot
+        for index in range(self.high):
+            slot = &self.slots[index]
+            if slot.backlog is not NULL and slot.backlog.count and slot.stage == OPEN and slot.service == service:
+                waiting += 1
+                bytes += slot.backlog.bytes
+                since = min(since, backlog_at(slot.backlog, 0).since)
         return {
             "connections": s.connections, "opened": s.opened, "topics": len(s.topics), "frames": s.frames, "bytes": s.bytes,
             "oversize": s.oversize, "write_errors": s.write_errors, "replaced": s.replaced, "closes": dict(s.closes),
-            "told": s.told, "untold": s.untold,
+            "told": s.told, "untold": s.untold, "backlogs": waiting, "backlog_bytes": bytes,
+            "backlog_seconds": <double>(self.now - since) / TICKS_PER_SECOND, "responses": {101: s.opened, **s.responses},
+            "delivery": buckets_of(&s.delivery, relay_delays, 1e9), "burst": buckets_of(&s.sizes, relay_sizes, 1),
             "breaches": {**{BOUNDS[i]: s.breaches[i] for i in range(COUNTED)}, "published_size": s.oversize},
         }
 
@@ -548,6 +587,10 @@ cdef class Sockets(Clients):
         return {
             "sockets": self.used, "heads": self.begun.count, "live_bytes": live_bytes, "inbound_bytes": self.inbound_bytes,
         }
+
+    def lag(self) -> tuple:
+        """Seconds by which ticks came late: how long whatever is ready waits for its turn, as (bounds, counts, sum)."""
+        return buckets_of(&self.lateness, relay_delays, 1e9)
 
     def breached(self, int service, str bound) -> None:
         """Counts a breach that was found outside of the core.

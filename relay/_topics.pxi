@@ -201,6 +201,7 @@ cdef int topic_merge(Topic topic) except -1:
             merged = burst_new(size)
             merged.kind, merged.copies = first.kind, 1
             merged.cursor, merged.end = first.cursor, first.end  # no other ends before: who joins stands behind
+            merged.read_at = first.read_at
             burst = first
             while burst is not last.next:
                 memcpy(merged.data + merged.size, burst.data, burst.size)

@@ -1,17 +1,34 @@
 """The counters of the core and the links in Prometheus' text format (contract, section 6: the old names stay)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import platform
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import cache
+from importlib import metadata
+from itertools import accumulate, groupby
+from typing import NamedTuple, TypeVar
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from relay._fanout import BUILD
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # The counter of frames has its own old name in each service.
 _FRAMES = {"status": "status2_messages_forwarded", "preflight": "preflight2_messages_sent"}
+
+# Shown from the start: a counter that appears with its first count shows no rise, and the first 1013 would go unseen.
+_CODES = dict.fromkeys((1000, 1002, 1007, 1008, 1009, 1012, 1013), 0)
+_STATUSES = dict.fromkeys((101, 200, 400, 401, 403, 404, 405, 408, 426, 431, 500, 503), 0)
+
+# Upper bounds; how often each was the least that held, and last how often none did; the sum of all that was seen.
+Histogram = tuple[tuple[float, ...], tuple[int, ...], float]
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 
 class Bound(NamedTuple):
@@ -29,74 +46,138 @@ class Bound(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one service counted, as `Core.stats` gives it, and its links.
+    """What one service of one process counted, as `Core.stats` gives it, and its links.
 
-    `redis_up` is whether both of its connections to Redis stand, `reconnects` how often one was made anew, `gaps` how
-    often the subscriptions broke, `instances` how many Redis servers have answered, `proved` seconds since a message
-    was known to come, None while that cannot be known; `breaches` how often each bound was exceeded, `bounds` those
-    that are the service's own.
+    `ready` is whether new clients are well served, `redis_up` whether both of its connections to Redis stand,
+    `reconnects` how often one was made anew, `gaps` how often the subscriptions broke, `instances` how many Redis
+    servers have answered, `proved` seconds since a message was known to come, `key_events` whether Redis announces
+    writes, both None while that cannot be known; `breaches` how often each bound was exceeded, `bounds` those that are
+    the service's own.
     """
 
     service: str
-    counters: dict[str, int]
-    closes: dict[int, int]
+    counters: Mapping[str, int]
+    closes: Mapping[int, int]
+    responses: Mapping[int, int]
+    delivery: Histogram
+    burst: Histogram
+    backlog_seconds: float
+    ready: bool
     redis_up: bool
     reconnects: int
     gaps: int = 0
     instances: int = 0
     proved: float | None = None
+    key_events: bool | None = None
     breaches: Mapping[str, int] = field(default_factory=dict)
     bounds: Sequence[Bound] = ()
 
 
+def total(readings: Sequence[Reading]) -> Reading:
+    """One service of several processes: what was counted is added up; of states and ages the worst holds.
+
+    A channel that is watched in two processes counts twice, as its messages are sent twice by Redis.
+    """
+    first = readings[0]
+    return Reading(
+        first.service,
+        _sum(reading.counters for reading in readings),
+        _sum(reading.closes for reading in readings),
+        _sum(reading.responses for reading in readings),
+        _added(reading.delivery for reading in readings),
+        _added(reading.burst for reading in readings),
+        max(reading.backlog_seconds for reading in readings),
+        ready=all(reading.ready for reading in readings),
+        redis_up=all(reading.redis_up for reading in readings),
+        reconnects=sum(reading.reconnects for reading in readings),
+        gaps=sum(reading.gaps for reading in readings),
+        instances=max(reading.instances for reading in readings),
+        proved=max((reading.proved for reading in readings if reading.proved is not None), default=None),
+        key_events=min((reading.key_events for reading in readings if reading.key_events is not None), default=None),
+        breaches=_sum(reading.breaches for reading in readings),
+        bounds=first.bounds,
+    )
+
+
+def _sum(counts: Iterable[Mapping[_Key, int]]) -> Mapping[_Key, int]:
+    found: Counter[_Key] = Counter()
+    for each in counts:
+        found.update(each)
+    return found
+
+
+def _added(histograms: Iterable[Histogram]) -> Histogram:
+    bounds, counts, sums = zip(*histograms, strict=True)
+    return bounds[0], tuple(map(sum, zip(*counts, strict=True))), sum(sums)
+
+
 class _Relay(Collector):
-    def __init__(self, read: Callable[[], list[Reading]], bounds: Callable[[], Sequence[Bound]]) -> None:
+    def __init__(
+        self,
+        read: Callable[[], Iterable[Reading]],
+        bounds: Callable[[], Sequence[Bound]],
+        lags: Callable[[], Iterable[Histogram]],
+    ) -> None:
         self._read = read
         self._bounds = bounds
+        self._lags = lags
 
-    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         """Of prometheus_client: everything is read when it is asked for, nothing is kept twice."""
-        for reading in self._read():
-            yield from _service(reading)
+        for _, readings in groupby(sorted(self._read(), key=_by_service), _by_service):
+            yield from _service(total(list(readings)))
         yield from _limits("relay", self._bounds())
+        yield _histogram("relay_loop_lag_seconds", "How late the loop's turns come.", _added(self._lags()))
+        build = GaugeMetricFamily("relay_build_info", "What runs here.", labels=["version", "core", "python"])
+        build.add_metric([_version(), BUILD, platform.python_version()], 1)
+        yield build
 
 
-def _service(reading: Reading) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+@cache
+def _version() -> str:
+    return metadata.version("weppcloud-relay")
+
+
+def _by_service(reading: Reading) -> str:
+    return reading.service
+
+
+def _service(reading: Reading) -> Iterator[Metric]:
     prefix, counters = f"{reading.service}2", reading.counters
     yield GaugeMetricFamily(f"{prefix}_connections_active", "Websockets open now.", counters["connections"])
-    yield CounterMetricFamily(_FRAMES[reading.service], "Frames handed to clients.", counters["frames"])
-    yield CounterMetricFamily(f"{prefix}_redis_reconnects", "Connections to Redis made anew.", reading.reconnects)
-    yield CounterMetricFamily(f"{prefix}_write_errors", "Clients lost while writing to them.", counters["write_errors"])
-    yield GaugeMetricFamily(f"{prefix}_redis_up", "1 while both connections to Redis stand.", int(reading.redis_up))
-    yield from _delivery(prefix, reading)
-    yield GaugeMetricFamily(f"{prefix}_topics", "Runs or channels watched now.", counters["topics"])
     yield CounterMetricFamily(f"{prefix}_connections_opened", "Websockets opened.", counters["opened"])
-    yield CounterMetricFamily(
-        f"{prefix}_oversize_messages", "Published messages dropped for their size.", counters["oversize"]
-    )
-    yield CounterMetricFamily(
-        f"{prefix}_snapshots_replaced", "Frames a slow client was spared for a newer one.", counters["replaced"]
-    )
-    closes = CounterMetricFamily(f"{prefix}_closes", "Websockets closed by the relay.", labels=["code"])
-    for code, count in sorted(reading.closes.items()):
-        closes.add_metric([str(code)], count)
-    yield closes
+    yield GaugeMetricFamily(f"{prefix}_topics", "Runs or channels watched now.", counters["topics"])
+    yield from _clients(prefix, reading)
+    yield from _redis(prefix, reading)
     yield _breaches(prefix, reading.breaches)
     yield from _limits(prefix, reading.bounds)
 
 
-def _delivery(prefix: str, reading: Reading) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-    """What may be missing, who was told, and how sure it is that messages come."""
-    gaps = CounterMetricFamily(f"{prefix}_gaps", "Holes in what clients got, by reason.", labels=["reason"])
-    gaps.add_metric(["link"], reading.gaps)
-    gaps.add_metric(["size"], reading.counters["oversize"])
-    yield gaps
-    clients = CounterMetricFamily(
-        f"{prefix}_gap_clients", "Clients behind a hole; not told: those that did not ask with ?v=2.", labels=["told"]
+def _clients(prefix: str, reading: Reading) -> Iterator[Metric]:
+    """What was sent to clients, how fast, who lags, and how they ended."""
+    counters = reading.counters
+    yield CounterMetricFamily(_FRAMES[reading.service], "Frames handed to clients.", counters["frames"])
+    yield CounterMetricFamily(f"{prefix}_sent_bytes", "Bytes of these frames.", counters["bytes"])
+    yield _histogram(
+        f"{prefix}_delivery_seconds", "From a read of Redis until each client had its send.", reading.delivery
     )
-    clients.add_metric(["true"], reading.counters["told"])
-    clients.add_metric(["false"], reading.counters["untold"])
-    yield clients
+    yield _histogram(f"{prefix}_burst_frames", "Frames that one send to each client carries.", reading.burst)
+    yield GaugeMetricFamily(f"{prefix}_backlog_clients", "Clients that lag now.", counters["backlogs"])
+    yield GaugeMetricFamily(f"{prefix}_backlog_bytes", "What waits for them.", counters["backlog_bytes"])
+    yield GaugeMetricFamily(f"{prefix}_backlog_seconds", "How long the oldest of it waits.", reading.backlog_seconds)
+    yield CounterMetricFamily(
+        f"{prefix}_snapshots_replaced", "Frames a slow client was spared for a newer one.", counters["replaced"]
+    )
+    yield CounterMetricFamily(f"{prefix}_write_errors", "Clients lost while writing to them.", counters["write_errors"])
+    yield _counter(f"{prefix}_closes", "Websockets closed by the relay.", "code", {**_CODES, **reading.closes})
+    yield _counter(f"{prefix}_http_responses", "Answers to requests.", "code", {**_STATUSES, **reading.responses})
+
+
+def _redis(prefix: str, reading: Reading) -> Iterator[Metric]:
+    """How sure it is that messages come, what may be missing, and who was told."""
+    yield GaugeMetricFamily(f"{prefix}_ready", "1 while new clients are well served: /readyz.", int(reading.ready))
+    yield GaugeMetricFamily(f"{prefix}_redis_up", "1 while both connections to Redis stand.", int(reading.redis_up))
+    yield CounterMetricFamily(f"{prefix}_redis_reconnects", "Connections to Redis made anew.", reading.reconnects)
     yield CounterMetricFamily(f"{prefix}_redis_instances", "Redis servers seen, restarts included.", reading.instances)
     if reading.proved is not None:
         yield GaugeMetricFamily(
@@ -104,16 +185,38 @@ def _delivery(prefix: str, reading: Reading) -> Iterator[CounterMetricFamily | G
             "Seconds since a message was known to come; above 14: deaf.",
             reading.proved,
         )
+    if reading.key_events is not None:
+        yield GaugeMetricFamily(
+            f"{prefix}_redis_key_events", "1 where Redis announces writes to hashes.", int(reading.key_events)
+        )
+    oversize = reading.counters["oversize"]
+    yield CounterMetricFamily(f"{prefix}_oversize_messages", "Published messages dropped for their size.", oversize)
+    gaps = {"link": reading.gaps, "size": oversize}
+    yield _counter(f"{prefix}_gaps", "Holes in what clients got, by reason.", "reason", gaps)
+    clients = {"true": reading.counters["told"], "false": reading.counters["untold"]}
+    yield _counter(
+        f"{prefix}_gap_clients", "Clients behind a hole; not told: those that did not ask with ?v=2.", "told", clients
+    )
+
+
+def _counter(name: str, sentence: str, label: str, counts: Mapping[_Key, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, sentence, labels=[label])
+    for value, count in counts.items():
+        family.add_metric([str(value)], count)
+    return family
+
+
+def _histogram(name: str, sentence: str, histogram: Histogram) -> HistogramMetricFamily:
+    bounds, counts, observed = histogram
+    edges = map(floatToGoString, (*bounds, float("inf")))
+    return HistogramMetricFamily(name, sentence, list(zip(edges, accumulate(counts), strict=True)), observed)
 
 
 def _breaches(prefix: str, counts: Mapping[str, int]) -> CounterMetricFamily:
-    breaches = CounterMetricFamily(f"{prefix}_breaches", "How often a bound was exceeded.", labels=["bound"])
-    for bound, count in counts.items():
-        breaches.add_metric([bound], count)
-    return breaches
+    return _counter(f"{prefix}_breaches", "How often a bound was exceeded.", "bound", counts)
 
 
-def _limits(prefix: str, bounds: Sequence[Bound]) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+def _limits(prefix: str, bounds: Sequence[Bound]) -> Iterator[Metric]:
     limits = GaugeMetricFamily(f"{prefix}_bound", "The bounds in force.", labels=["bound", "unit"])
     used = GaugeMetricFamily(f"{prefix}_bound_used", "What is used of a bound now.", labels=["bound", "unit"])
     for bound in bounds:
@@ -128,13 +231,19 @@ def _limits(prefix: str, bounds: Sequence[Bound]) -> Iterator[CounterMetricFamil
         yield _breaches(prefix, counted)
 
 
-def exposition(read: Callable[[], list[Reading]], bounds: Callable[[], Sequence[Bound]]) -> bytes:
+def exposition(
+    read: Callable[[], Iterable[Reading]],
+    bounds: Callable[[], Sequence[Bound]],
+    lags: Callable[[], Iterable[Histogram]],
+) -> bytes:
     """All metrics as text.
 
     Args:
-        read: gives the readings of all services.
+        read: gives the readings of all services, of each process that serves them.
         bounds: gives the bounds of the whole process.
+        lags: gives for each process how late the turns of its loop come, as `Core.lag` does.
     """
     registry = CollectorRegistry()
-    registry.register(_Relay(read, bounds))
+    registry.register(_Relay(read, bounds, lags))
+    ProcessCollector(registry=registry)
     return generate_latest(registry)

@@ -145,7 +145,7 @@ class Server:
         return found
 
     def _metrics(self) -> internal.Page:
-        return internal.Page(metrics.exposition(self.readings, self.bounds), metrics.CONTENT_TYPE)
+        return internal.Page(self.exposition(), metrics.CONTENT_TYPE)
 
     def _page_ports(self) -> dict[str, int]:
         """Where the page finds each service: the port it has here, else the one it has by default."""
@@ -340,7 +340,7 @@ class Server:
         if name == "page":
             return plain("200 OK", self._page, kind="text/html; charset=utf-8", head=head)
         if name == "metrics" and service.settings.metrics_enabled and not self.settings.metrics_addr:
-            return plain("200 OK", metrics.exposition(self.readings, self.bounds), kind=metrics.CONTENT_TYPE, head=head)
+            return plain("200 OK", self.exposition(), kind=metrics.CONTENT_TYPE, head=head)
         return plain("404 Not Found", f"There is no {request.path} here.\n", head=head)
 
     def on_text(self, client: int, number: int, text: bytes) -> None:
@@ -368,6 +368,10 @@ class Server:
         """Whether new clients of the service are well served here."""
         return not internal.obstacles(service, self.draining)
 
+    def exposition(self) -> bytes:
+        """/metrics."""
+        return metrics.exposition(self.readings, self.bounds, lambda: [self.core.lag()])
+
     def readings(self) -> list[metrics.Reading]:
         """What /metrics shows."""
         found = []
@@ -381,11 +385,17 @@ class Server:
                     service.name,
                     counters,
                     stats["closes"],
+                    stats["responses"],
+                    stats["delivery"],
+                    stats["burst"],
+                    stats["backlog_seconds"],
+                    ready=self.ready(service),
                     redis_up=link.up and commands.up,
                     reconnects=link.reconnects + commands.reconnects,
                     gaps=link.gaps,
                     instances=commands.instances,
                     proved=proved,
+                    key_events=_KNOWN.get(service.events) if isinstance(service, Preflight) else None,
                     breaches={**stats["breaches"], "reply_size": link.large_replies + commands.large_replies},
                     bounds=_service_bounds(service.settings),
                 )
@@ -421,6 +431,9 @@ class Server:
             Bound("drain", "seconds", settings.drain),
             Bound("drain_delay", "seconds", settings.drain_delay),
         ]
+
+
+_KNOWN = {"on": True, "off": False}  # of Redis' key events
 
 
 def _service_bounds(settings: ServiceSettings) -> list[Bound]:
