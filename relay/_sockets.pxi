@@ -7,6 +7,7 @@ cdef class Listener:
     cdef int service
     cdef bint watched       # not while descriptors are short
     cdef bint fresh         # connections may wait that came before it was tuned
+    cdef int most           # connections taken in one round
 
 
 @cython.internal
@@ -18,13 +19,14 @@ cdef class Sockets(Clients):
 
     # ---- listening ----
 
-    def listen(self, int fd, int service, *, bint introduced=False) -> None:
+    def listen(self, int fd, int service, *, bint introduced=False, bint shared=False) -> None:
         """Accepts on a listening, non-blocking socket, which stays the caller's.
 
         Args:
             fd: the socket.
             service: that its clients are of.
             introduced: the connections of trusted proxies begin with a PROXY header; one without it is refused.
+            shared: other processes accept on it too. One connection is taken a turn, or who wakes first has them all.
 
         Raises:
             OSError: the descriptor cannot be watched.
@@ -33,17 +35,18 @@ cdef class Sockets(Clients):
             raise ValueError(f"no service {service}")
         cdef Listener listener = Listener()
         listener.fd, listener.service, listener.watched, listener.fresh = fd, service, True, True
+        listener.most = 1 if shared else ACCEPTS
         (<Service>self.services[service]).introduced = introduced
         relay_tune(fd)
         if relay_watch(self.ep, EPOLL_CTL_ADD, fd, EPOLLIN, LISTENER | <uint32_t>len(self.listeners)) < 0:
             raise OSError(errno, f"descriptor {fd} cannot be watched")
         self.listeners.append(listener)
 
-    def stop_listening(self, int service=-1) -> None:
-        """No more accepts on the listeners of one service, or on any."""
+    def stop_listening(self, *, int fd=-1) -> None:
+        """No more accepts on one of the listening sockets, or on any."""
         cdef Listener listener
         for listener in self.listeners:
-            if listener.fd < 0 or 0 <= service != listener.service:
+            if listener.fd < 0 or 0 <= fd != listener.fd:
                 continue
             if listener.watched:
                 relay_watch(self.ep, EPOLL_CTL_DEL, listener.fd, 0, 0)
@@ -105,7 +108,7 @@ cdef class Sockets(Clients):
         cdef int fd, i
         if listener.fd < 0:
             return 0
-        for i in range(ACCEPTS):
+        for i in range(listener.most):
             fd = relay_accept(listener.fd, address, listener.fresh)
             if fd >= 0:
                 self.admit(fd, listener.service, address)

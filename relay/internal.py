@@ -15,12 +15,13 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from relay import handshake
 from relay._fanout import BUILD, Core
 from relay.handshake import Refused, plain
 from relay.preflight import Preflight
+from relay.scoreboard import Row
 from relay.status import Status
 
 MOST = 10  # topics and clients shown
@@ -79,6 +80,16 @@ def obstacles(service: Service, draining: bool) -> list[str]:
     return found
 
 
+class Whole(Protocol):
+    """All processes that serve together, as far as operators are told of them."""
+
+    def why(self, service: str) -> list[str]:
+        """Why newcomers of a service would not be well served, in sentences; empty where they would be."""
+
+    def rows(self) -> Sequence[Row]:
+        """What each process says of itself; none where there is but one."""
+
+
 class Facts:
     """What the pages show.
 
@@ -86,12 +97,16 @@ class Facts:
         core: of the process.
         services: that it serves.
         draining: whether it takes leave of its clients.
+        whole: of which this process is all, or one of several.
     """
 
-    def __init__(self, core: Core, services: Sequence[Service], draining: Callable[[], bool]) -> None:
+    def __init__(
+        self, core: Core, services: Sequence[Service], draining: Callable[[], bool], whole: Callable[[], Whole]
+    ) -> None:
         self._core = core
         self._services = services
         self._draining = draining
+        self._whole = whole
         self._started = time.monotonic()
         self._version = metadata.version("weppcloud-relay")
 
@@ -100,36 +115,84 @@ class Facts:
         return Page("OK")
 
     def ready(self) -> Page:
-        """`/readyz`: ready where every service is, with the states of both its connections."""
+        """`/readyz`: ready where every service is, with the states of both its connections (of the process asked)."""
         services = {service.name: self._readiness(service) for service in self._services}
         good = all(state["ready"] for state in services.values())
-        return _json({"ready": good, "draining": self._draining(), **self._process(), "services": services}, good)
+        page = {"ready": good, "draining": self._draining(), **self._process(), "services": services}
+        if rows := self._whole().rows():
+            page["workers"] = [
+                {**_named(row), "accepting": row.accepting, "draining": row.draining, "why": row.why} for row in rows
+            ]
+        return _json(page, good)
 
     def _readiness(self, service: Service) -> dict[str, Any]:
-        why = obstacles(service, self._draining())
+        why = self._whole().why(service.name)
         state = {"ready": not why, "why": why, "link": service.link.state(), "commands": service.commands.state()}
         return {**state, "key_events": service.events} if isinstance(service, Preflight) else state
 
     def debug(self) -> Page:
-        """`/debug`."""
+        """`/debug`: of all processes, and what each has of it."""
+        rows = self._whole().rows()
+        page = {**self._process(), **_together([row.counts for row in rows] or [self.counts()])}
+        if rows:
+            page["workers"] = [{**_named(row), **_outline(row.counts)} for row in rows]
+        return _json(page)
+
+    def counts(self) -> dict[str, Any]:
+        """What `/debug` shows of this process."""
         names = [service.name for service in self._services]
         slowest = [
             {"service": names[number], "address": _address(address), "waiting_bytes": size, "oldest_seconds": waited}
             for size, waited, number, address in self._core.slowest(MOST)
         ]
         services = {service.name: self._counters(service) for service in self._services}
-        return _json({**self._process(), "totals": self._core.totals(), "services": services, "slowest": slowest})
+        return {"totals": self._core.totals(), "services": services, "slowest": slowest}
 
     def _counters(self, service: Service) -> dict[str, Any]:
         largest = [
             {"topic": name.decode(), "clients": clients, "undelivered_bytes": waiting}
             for clients, waiting, name in self._core.largest(service.index, MOST)
         ]
-        return {**self._core.stats(service.index), "largest": largest}
+        counters = {k: v for k, v in self._core.stats(service.index).items() if isinstance(v, int | dict)}
+        return {**counters, "largest": largest}
 
     def _process(self) -> dict[str, Any]:
         seconds = round(time.monotonic() - self._started, 1)
         return {"version": self._version, "build": BUILD, "seconds": seconds}
+
+
+def _named(row: Row) -> dict[str, Any]:
+    return {"slot": row.slot, "pid": row.pid}
+
+
+def _outline(counts: Mapping[str, Any]) -> dict[str, Any]:
+    services = {
+        name: {key: of[key] for key in ("connections", "topics", "frames", "bytes")}
+        for name, of in counts["services"].items()
+    }
+    return {**counts["totals"], "services": services}
+
+
+def _together(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The counts of several processes as those of one; a topic that several watch is one with all its clients."""
+    found: dict[str, Any] = _sum(counts)
+    for service in found["services"].values():
+        topics: dict[str, list[dict[str, Any]]] = {}
+        for each in service["largest"]:
+            topics.setdefault(each["topic"], []).append(each)
+        merged = [{**_sum([{**each, "topic": 0} for each in of]), "topic": topic} for topic, of in topics.items()]
+        service["largest"] = sorted(merged, key=lambda each: -each["clients"])[:MOST]
+    found["slowest"] = sorted(found["slowest"], key=lambda each: -each["waiting_bytes"])[:MOST]
+    return found
+
+
+def _sum(values: Sequence[Any]) -> Any:
+    """Numbers are added, lists joined, and dictionaries summed key by key."""
+    first = values[0]
+    if isinstance(first, Mapping):
+        keys = dict.fromkeys(key for value in values for key in value)
+        return {key: _sum([value[key] for value in values if key in value]) for key in keys}
+    return [each for value in values for each in value] if isinstance(first, list) else sum(values)
 
 
 def _json(value: Mapping[str, Any], good: bool = True) -> Page:

@@ -19,13 +19,14 @@ LAST_LINES = 1.0  # seconds for them at the end
 
 
 class JsonLine(logging.Formatter):
-    """One JSON object a line: time, level, logger, msg, and the error where there is one."""
+    """One JSON object a line: time, level, pid, logger, msg, and the error where there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Of logging.Formatter."""
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
+            "pid": record.process,
             "logger": record.name,
             "msg": record.getMessage(),
         }

@@ -3,7 +3,7 @@
 import platform
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from itertools import accumulate, groupby
@@ -27,6 +27,9 @@ _STATUSES = dict.fromkeys((101, 200, 400, 401, 403, 404, 405, 408, 426, 431, 500
 
 # Upper bounds; how often each was the least that held, and last how often none did; the sum of all that was seen.
 Histogram = tuple[tuple[float, ...], tuple[int, ...], float]
+
+# Of the counters of a service those that say how it is now, and end with their process.
+_STATES = ("connections", "topics", "backlogs", "backlog_bytes")
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -84,8 +87,8 @@ def total(readings: Sequence[Reading]) -> Reading:
         _sum(reading.counters for reading in readings),
         _sum(reading.closes for reading in readings),
         _sum(reading.responses for reading in readings),
-        _added(reading.delivery for reading in readings),
-        _added(reading.burst for reading in readings),
+        added(reading.delivery for reading in readings),
+        added(reading.burst for reading in readings),
         max(reading.backlog_seconds for reading in readings),
         ready=all(reading.ready for reading in readings),
         redis_up=all(reading.redis_up for reading in readings),
@@ -99,6 +102,32 @@ def total(readings: Sequence[Reading]) -> Reading:
     )
 
 
+def totals(readings: Iterable[Reading]) -> list[Reading]:
+    """`total` of each service."""
+    return [total(list(of)) for _, of in groupby(sorted(readings, key=_by_service), _by_service)]
+
+
+def ended(reading: Reading) -> Reading:
+    """What is left of a process that has ended: what it counted, and nothing of how it was."""
+    counters = {**reading.counters, **dict.fromkeys(_STATES, 0)}
+    return replace(
+        reading, counters=counters, ready=True, redis_up=True, proved=None, key_events=None, backlog_seconds=0.0
+    )
+
+
+def total_bounds(of_each: Sequence[Sequence[Bound]]) -> list[Bound]:
+    """The bounds of several processes: of what each has its own the sum, of all others the one that is everybody's."""
+    found = []
+    for same in zip(*of_each, strict=True):
+        first = same[0]
+        if first.used is not None:
+            first = first._replace(value=sum(b.value for b in same), used=sum(b.used or 0 for b in same))
+        if first.breaches is not None:
+            first = first._replace(breaches=sum(b.breaches or 0 for b in same))
+        found.append(first)
+    return found
+
+
 def _sum(counts: Iterable[Mapping[_Key, int]]) -> Mapping[_Key, int]:
     found: Counter[_Key] = Counter()
     for each in counts:
@@ -106,7 +135,8 @@ def _sum(counts: Iterable[Mapping[_Key, int]]) -> Mapping[_Key, int]:
     return found
 
 
-def _added(histograms: Iterable[Histogram]) -> Histogram:
+def added(histograms: Iterable[Histogram]) -> Histogram:
+    """Several histograms as one."""
     bounds, counts, sums = zip(*histograms, strict=True)
     return bounds[0], tuple(map(sum, zip(*counts, strict=True))), sum(sums)
 
@@ -124,10 +154,10 @@ class _Relay(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Of prometheus_client: everything is read when it is asked for, nothing is kept twice."""
-        for _, readings in groupby(sorted(self._read(), key=_by_service), _by_service):
-            yield from _service(total(list(readings)))
+        for reading in totals(self._read()):
+            yield from _service(reading)
         yield from _limits("relay", self._bounds())
-        yield _histogram("relay_loop_lag_seconds", "How late the loop's turns come.", _added(self._lags()))
+        yield _histogram("relay_loop_lag_seconds", "How late the loop's turns come.", added(self._lags()))
         build = GaugeMetricFamily("relay_build_info", "What runs here.", labels=["version", "core", "python"])
         build.add_metric([_version(), BUILD, platform.python_version()], 1)
         yield build

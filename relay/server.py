@@ -6,27 +6,24 @@ One loop, one thread, one core for both services; what they share is the loop an
 """
 
 import asyncio
-import contextlib
-import errno
 import gc
 import json
 import logging
 import math
-import os
 import resource
 import select
 import signal
 import socket
-import stat
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import uvloop
 
-from relay import handshake, internal, metrics
+from relay import handshake, internal, listeners, metrics, notify
 from relay._fanout import FLOOD_FACTOR, LONGEST_INTRODUCTION, TICK, Core
 from relay.addresses import forwarded
-from relay.errors import ListenError, RelayError
+from relay.errors import RelayError
 from relay.handshake import Refused, Request, plain
 from relay.internal import Facts, Internal
 from relay.link import Link
@@ -34,13 +31,12 @@ from relay.logs import WAITING, Lines, to_stderr
 from relay.metrics import Bound
 from relay.page import index
 from relay.preflight import Preflight
+from relay.scoreboard import Row
 from relay.settings import ServiceSettings, Settings
 from relay.status import Status
 from relay.tokens import Keys
 from relay.upstream import Commands
-from relay.values import ListenAddress
 
-BACKLOG = 4096  # of a listener; the kernel cuts it to net.core.somaxconn
 FILES_KEPT = 32  # descriptors that are not for clients (DESIGN.md, "Bounds")
 MIN_CONNECTIONS = 16
 LAST_ACCEPTS = 0.5  # seconds for who waits in an accept queue when it is closed; 4096 take 0.2
@@ -51,15 +47,35 @@ Service = Status | Preflight
 log = logging.getLogger("relay")
 
 
+class Held(NamedTuple):
+    """A listening socket that is served here; `slot` is the worker's share that it is (relay/workers.py)."""
+
+    name: str
+    sock: socket.socket
+    slot: int = 0
+
+
+class Whole(internal.Whole, Protocol):
+    """All processes that serve together."""
+
+    def readings(self) -> Iterable[metrics.Reading]:
+        """What /metrics shows of each process and service."""
+
+    def bounds(self) -> Sequence[Bound]:
+        """The bounds of all processes, with what is used of them."""
+
+    def lags(self) -> Iterable[metrics.Histogram]:
+        """How late the turns of each process' loop come."""
+
+
 class Server:
-    """Both services, or one, of one process.
+    """Both services, or one, of one process. It takes no connections until it is given listeners.
 
     Args:
         settings: of the process.
         lines: its log, for the metrics.
 
     Raises:
-        ListenError: an address cannot be listened on.
         ConfigError: the TLS files of a Redis URL, or a secret of tokens, cannot be used.
         CoreMissing: tokens are asked for, and PyJWT is not there.
     """
@@ -95,11 +111,14 @@ class Server:
         self.ended: asyncio.Future[None] = self.loop.create_future()
         self._coalesce = float(settings.coalesce_ms) / 1000
         self._waiting: asyncio.TimerHandle | None = None
-        self._listeners = [(service, _listen(service.settings)) for service in self.services]
+        self.held: list[Held] = []
+        self.facts = Facts(self.core, self.services, lambda: self.draining, lambda: self.whole)
         self._internal = self._make_internal()
         self._drain_from = self._drain_until = 0.0
-        ports = self._page_ports()
-        self._page = index(status_port=ports["status"], preflight_port=ports["preflight"])
+        self._page = b""
+        self.on_stopped: Callable[[], None] = lambda: None  # called once nothing is accepted any more
+        self.signals = [signal.SIGTERM, signal.SIGINT]  # that end it
+        self.whole: Whole = self  # of which this is all, or one of several
 
     def _make_service(self, settings: ServiceSettings) -> Service:
         process = self.settings
@@ -129,9 +148,9 @@ class Server:
             origins = [origin for origin in allowed if not origin.startswith("*")] if allowed else None
             self.core.let_in_by(service.index, handshake.switching, origins, self.settings.max_headers)
 
-    def _make_internal(self) -> dict[int, tuple[Internal, socket.socket]]:
-        """The listeners of operators, by their number in the core."""
-        facts = Facts(self.core, self.services, lambda: self.draining)
+    def _make_internal(self) -> dict[int, Internal]:
+        """What operators see, by its number in the core."""
+        facts = self.facts
         pages = {"/livez": facts.live, "/readyz": facts.ready, "/metrics": self._metrics, "/debug": facts.debug}
         found = {}
         for name, address, shown in (
@@ -139,21 +158,12 @@ class Server:
             ("metrics", self.settings.metrics_addr, {"/metrics": self._metrics}),
         ):
             if address:
-                sock = _listen_at(address, name, f"RELAY_{name.upper()}_ADDR", 0o660)
                 room = Internal(self.core, name, shown)
-                found[room.index] = room, sock
+                found[room.index] = room
         return found
 
     def _metrics(self) -> internal.Page:
         return internal.Page(self.exposition(), metrics.CONTENT_TYPE)
-
-    def _page_ports(self) -> dict[str, int]:
-        """Where the page finds each service: the port it has here, else the one it has by default."""
-        ports = {"status": 9002, "preflight": 9001}
-        for service, sock in self._listeners:
-            if sock.family in (socket.AF_INET, socket.AF_INET6):
-                ports[service.name] = sock.getsockname()[1]
-        return ports
 
     # ---- the life of the process ----
 
@@ -164,19 +174,14 @@ class Server:
             RelayError: what ended it before.
         """
         self.loop.set_exception_handler(_report)
-        for number, signals in ((signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")):
-            self.loop.add_signal_handler(number, self.stop, signals)
+        for number in self.signals:
+            self.loop.add_signal_handler(number, self.stop, number.name)
         self.loop.add_reader(self.core.fileno(), self.core.poll)
-        for service, sock in self._listeners:
-            self.core.listen(sock.fileno(), service.index, introduced=self.settings.proxy_protocol)
-            log.info(f"{service.name} listens on {_where(sock)}")
+        for service in self.services:
             if not service.settings.allowed_origins:
                 log.info(f"{service.name} lets in any Origin: {service.name.upper()}_ALLOWED_ORIGINS is empty")
             service.link.start()
             service.commands.start()
-        for room, sock in self._internal.values():
-            self.core.listen(sock.fileno(), room.index)
-            log.info(f"the {room.name} listener is {_where(sock)}")
         timer = self.loop.call_later(TICK, self._tick)
         try:
             await self.ended
@@ -186,11 +191,39 @@ class Server:
             self._stop_accepting()
             self.core.close_some(self.limit, 1012, b"the relay is restarting")  # who was accepted in these last turns
             self.core.stop_listening()
-            for _, sock in self._internal.values():
-                _unlisten(sock)
+            for held in self.held:
+                listeners.unlisten(held.sock)
             for service in self.services:
                 await service.link.stop()
                 await service.commands.stop()
+
+    def accept_on(self, held: Held, *, shared: bool = False) -> None:
+        """Takes connections from a listening socket, which is this process' to close.
+
+        Args:
+            held: the socket.
+            shared: with other processes, which are to have their share: one connection is taken a turn.
+        """
+        numbers = {service.name: service.index for service in self.services}
+        numbers |= {room.name: room.index for room in self._internal.values()}
+        service = held.name in ("status", "preflight")
+        introduced = service and self.settings.proxy_protocol
+        self.core.listen(held.sock.fileno(), numbers[held.name], introduced=introduced, shared=shared)
+        self.held.append(held)
+        log.info(f"{held.name} listens on {listeners.where(held.sock)}")
+        ports = {"status": 9002, "preflight": 9001}
+        for name, sock, _ in self.held:
+            if name in ports and sock.family in (socket.AF_INET, socket.AF_INET6):
+                ports[name] = sock.getsockname()[1]
+        # Where the page finds each service: the port it has here, else the one it has by default.
+        self._page = index(status_port=ports["status"], preflight_port=ports["preflight"])
+
+    def release(self, slot: int) -> None:
+        """Takes no more connections from the sockets of a slot: another process does."""
+        for held in [held for held in self.held if held.slot == slot]:
+            self.core.stop_listening(fd=held.sock.fileno())
+            held.sock.close()
+            self.held.remove(held)
 
     def fail(self, error: RelayError) -> None:
         """Ends the process with an error; where clients are, they are told to come back."""
@@ -203,11 +236,16 @@ class Server:
         """Drains: not ready, then no accepts, then closes spread evenly. A second call ends it at once."""
         if self.draining:
             log.warning(f"{why} again: ending at once")
-            self._end()
+            self.end()
             return
+        self.drain(why, self.settings.drain_delay)
+
+    def drain(self, why: str, delay: float) -> None:
+        """Not ready from now on, no accepts after `delay` seconds, then closes spread evenly."""
         log.info(f"{why}: draining for {self.settings.drain:g} s at most")
+        notify.tell("STOPPING=1")
         self._refuse_newcomers()
-        self._drain_from = self.loop.time() + self.settings.drain_delay
+        self._drain_from = self.loop.time() + delay
         self._drain_until = self._drain_from + self.settings.drain
         self.loop.call_at(self._drain_from, self._stop_accepting)
         self.loop.call_at(self._drain_from, self._drain)
@@ -223,16 +261,18 @@ class Server:
         A socket that still took connections, for nobody, would leave newcomers hanging until the end. Operators are
         answered until then.
         """
+        doors = [held for held in self.held if held.name in ("status", "preflight")]
         waiting = select.poll()
-        for _, sock in self._listeners:
-            waiting.register(sock, select.POLLIN)
+        for held in doors:
+            waiting.register(held.sock, select.POLLIN)
         until = self.loop.time() + LAST_ACCEPTS
-        while self._listeners and waiting.poll(0) and self.loop.time() < until:
+        while doors and waiting.poll(0) and self.loop.time() < until:
             self.core.poll()
-        for service, sock in self._listeners:
-            self.core.stop_listening(service.index)
-            _unlisten(sock)
-        self._listeners = []
+        for held in doors:
+            self.core.stop_listening(fd=held.sock.fileno())
+            listeners.unlisten(held.sock)
+            self.held.remove(held)
+        self.on_stopped()
 
     def _drain(self) -> None:
         """Closes the share of this tick; at the end waits for the last answers, not longer than LAST_WORDS."""
@@ -241,11 +281,12 @@ class Server:
         self.core.close_some(math.ceil(count / turns), 1012, b"the relay is restarting")
         now = self.loop.time()
         if self.core.totals()["sockets"] == 0 or now > self._drain_until + LAST_WORDS:
-            self._end()
+            self.end()
         else:
             self.loop.call_later(TICK, self._drain)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Ends at once, whoever is there still."""
         if not self.ended.done():
             if left := self.core.totals()["sockets"]:
                 log.warning(f"connections reset because the drain had not ended them: {left}")
@@ -257,6 +298,13 @@ class Server:
         for service in self.services:
             if isinstance(service, Preflight):
                 service.recheck(TICK)
+
+    def notify(self, state: str = "READY=1") -> None:
+        """Tells the service manager, then every second that the loop turns, and what there is to know at a glance."""
+        self.loop.call_later(1.0, self.notify, "WATCHDOG=1")
+        said = [f"{s.name}: {self.core.stats(s.index)['connections']} clients" for s in self.services]
+        said += [sentence for s in self.services for sentence in self.why(s.name)]
+        notify.tell(state, f"STATUS={'; '.join(said)}")
 
     def deliver(self) -> None:
         """Behind each read from Redis, with `coalesce_ms`: lets the messages wait for others of their topics."""
@@ -277,7 +325,7 @@ class Server:
     def on_request(self, client: int, number: int, head: bytes, full: bool) -> None:
         """A request head: judged, then answered, parked or attached."""
         if number in self._internal:
-            self.core.refuse(client, self._internal[number][0].answer(head))
+            self.core.refuse(client, self._internal[number].answer(head))
             return
         service = self.services[number]
         expires_in = 0.0
@@ -333,7 +381,7 @@ class Server:
         if name in ("health", "livez"):
             return plain("200 OK", "OK", head=head)
         if name == "readyz":
-            ready = self.ready(service)
+            ready = not self.whole.why(service.name)
             return plain(
                 "200 OK" if ready else "503 Service Unavailable", "ready\n" if ready else "not ready\n", head=head
             )
@@ -364,13 +412,14 @@ class Server:
 
     # ---- being looked at ----
 
-    def ready(self, service: Service) -> bool:
-        """Whether new clients of the service are well served here."""
-        return not internal.obstacles(service, self.draining)
+    def why(self, service: str) -> list[str]:
+        """Why newcomers of a service would not be well served, in sentences; empty where they would be."""
+        served = next(each for each in self.services if each.name == service)
+        return internal.obstacles(served, self.draining)
 
     def exposition(self) -> bytes:
         """/metrics."""
-        return metrics.exposition(self.readings, self.bounds, lambda: [self.core.lag()])
+        return metrics.exposition(self.whole.readings, self.whole.bounds, self.whole.lags)
 
     def readings(self) -> list[metrics.Reading]:
         """What /metrics shows."""
@@ -389,7 +438,7 @@ class Server:
                     stats["delivery"],
                     stats["burst"],
                     stats["backlog_seconds"],
-                    ready=self.ready(service),
+                    ready=not internal.obstacles(service, self.draining),
                     redis_up=link.up and commands.up,
                     reconnects=link.reconnects + commands.reconnects,
                     gaps=link.gaps,
@@ -401,6 +450,14 @@ class Server:
                 )
             )
         return found
+
+    def lags(self) -> list[metrics.Histogram]:
+        """How late the loop's turns come."""
+        return [self.core.lag()]
+
+    def rows(self) -> list[Row]:
+        """Of one process alone there is none."""
+        return []
 
     def topics(self) -> int:
         """Runs and channels watched or asked for, of all services."""
@@ -460,112 +517,17 @@ def max_connections(settings: Settings) -> int:
     return limit
 
 
-def _listen(settings: ServiceSettings) -> socket.socket:
-    """The listening socket of a service; see `_listen_at`."""
-    # 0666 as uvicorn has it: the proxy is another user; who may come is up to the directory.
-    return _listen_at(settings.listen, settings.name, f"{settings.name.upper()}_LISTEN_ADDR", 0o666)
-
-
-def _listen_at(address: ListenAddress, who: str, variable: str, mode: int) -> socket.socket:
-    """A listening socket; where it is a Unix socket, with that mode.
-
-    Raises:
-        ListenError: with what is wrong and how to mend it.
-    """
-    try:
-        sock = _bound(address, mode)
-        sock.setblocking(False)
-        if address.kind != "fd":
-            sock.listen(BACKLOG)
-        elif not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            sock.close()
-            raise OSError(errno.EINVAL, "descriptor is no listening socket")
-        return sock
-    except OSError as error:
-        why = _BIND_TROUBLE.get(error.errno or 0, error.strerror or str(error))
-        raise ListenError(f"{who} cannot listen on {address}: {why}; see {variable}") from None
-
-
-_BIND_TROUBLE = {
-    errno.EADDRINUSE: "something else listens there already (ss -ltnp shows what)",
-    errno.EACCES: "this user may not (ports below 1024 need CAP_NET_BIND_SERVICE)",
-    errno.EADDRNOTAVAIL: "that is no address of this machine",
-    errno.EBADF: "no such descriptor was inherited",
-}
-
-
-_paths: dict[int, os.stat_result] = {}  # of the Unix sockets that this process has made, by descriptor
-
-
-def _bound(address: ListenAddress, mode: int) -> socket.socket:
-    if address.kind == "fd":
-        return socket.socket(fileno=address.fd)
-    if address.kind == "unix":
-        return _bound_unix(address.path, mode)
-    if not address.host:
-        sock = _bound_tcp(socket.AF_INET6, "::", address.port) if socket.has_dualstack_ipv6() else None
-        return sock or _bound_tcp(socket.AF_INET, "0.0.0.0", address.port)
-    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return _bound_tcp(found[0][0], found[0][4][0], address.port)
-
-
-def _bound_tcp(family: int, host: str | int, port: int | None) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6 and host == "::":
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.bind((host, port))
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def _bound_unix(path: str, mode: int) -> socket.socket:
-    """A Unix socket; one that a dead relay left behind is replaced, a living one is not."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if Path(path).exists() and stat.S_ISSOCK(Path(path).stat().st_mode):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                probe.settimeout(1.0)
-                # Nothing else proves it dead: EPROTOTYPE is a living socket of another kind, EAGAIN a busy one.
-                if probe.connect_ex(path) == errno.ECONNREFUSED:
-                    Path(path).unlink()
-        sock.bind(path)
-        Path(path).chmod(mode)
-        _paths[sock.fileno()] = Path(path).stat()
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def _unlisten(sock: socket.socket) -> None:
-    """Closes a listener; the path of a Unix socket goes with it, unless it was inherited or is another's by now."""
-    bound = _paths.pop(sock.fileno(), None)
-    if bound is not None:
-        path = Path(sock.getsockname())
-        with contextlib.suppress(OSError):
-            if os.path.samestat(bound, path.stat()):
-                path.unlink()
-    sock.close()
-
-
-def _where(sock: socket.socket) -> str:
-    if sock.family == socket.AF_UNIX:
-        return f"unix:{sock.getsockname()}"
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """What a callback of the loop raised: said in the relay's own log, and the loop goes on."""
     log.error(context["message"], exc_info=context.get("exception"))
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, attach: Callable[[Server], object] | None = None) -> int:
     """Serves until SIGTERM or SIGINT.
+
+    Args:
+        settings: of the process.
+        attach: called with the server, to give it listeners; without it those of the settings are made.
 
     Returns:
         0 after a drain.
@@ -576,13 +538,21 @@ def run(settings: Settings) -> int:
     levels = [service.log_level for service in settings.services]
 
     async def serve() -> None:
-        for warning in settings.warnings:
+        for warning in settings.warnings if attach is None else ():
             log.warning(warning)
         server = Server(settings, lines)
+        if attach:
+            attached = attach(server)
+        else:
+            attached = None
+            for place in listeners.places(settings):
+                server.accept_on(Held(place.name, place.open()), shared=place.address.kind == "fd")
+            server.notify()
         # What is here now stays: a collection that walked all of it again stopped every delivery for 12 ms.
         gc.collect()
         gc.freeze()
         await server.run()
+        del attached
 
     with (
         to_stderr(min(levels, key=lambda level: int(logging.getLevelName(level)))) as lines,

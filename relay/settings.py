@@ -42,6 +42,7 @@ from relay.values import (
     parse_duration,
     positive_duration,
     whole,
+    worker_count,
 )
 
 # --- the settings ------------------------------------------------------------------------------------------
@@ -87,6 +88,7 @@ class ServiceSettings(BaseModel, frozen=True, extra="forbid"):
 class ProcessSettings(BaseModel, frozen=True, extra="forbid"):
     """Settings of the whole process, `RELAY_*`; durations in seconds, sizes in bytes, what is named so in ms."""
 
+    workers: Annotated[int, _from_text(worker_count)] = Field(default=1, examples=["auto"])
     coalesce_ms: Annotated[Decimal, _from_text(milliseconds)] = Decimal(0)
     drain: Duration = 10.0
     drain_delay: Duration = 0.0

@@ -122,6 +122,7 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         self.fatal = fatal
         self.up = False
         self.reconnects = 0
+        self.failures = 0  # to connect, or of a connection
         self.trouble = "not connected yet"  # why it is down; "" while it is up
         self.large_replies = 0  # for which the connection was thrown away
         self.log = logging.getLogger("relay.redis")
@@ -167,6 +168,7 @@ class Upstream(asyncio.BufferedProtocol, ABC):
             finally:
                 self._tear_down()
             failures += 1
+            self.failures += 1
             self.trouble = _sentence(why)
             if not self._go_on(why, failures):
                 return

@@ -3,12 +3,15 @@
 Each parser takes the text, and raises ValueError with the part of the sentence that says what is wrong.
 """
 
+import contextlib
 import ipaddress
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
@@ -27,6 +30,7 @@ _TRUE, _FALSE = ("1", "t", "T", "TRUE", "true", "True"), ("0", "f", "F", "FALSE"
 _LEVELS = {"debug": "DEBUG", "info": "INFO", "warn": "WARNING", "warning": "WARNING", "error": "ERROR"}
 _HOSTNAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?")
 MAX_INT = 2**31 - 1
+MAX_WORKERS = 64
 _LONGEST = 10_000 * 3600.0  # s: the core counts in 32 bits of 0.1 s
 
 
@@ -98,6 +102,20 @@ def whole(low: int, high: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def worker_count(text: str) -> int:
+    """How many processes; `auto` is one for each processor that this one may use."""
+    return min(processors(), MAX_WORKERS) if text == "auto" else whole(1, MAX_WORKERS)(text)
+
+
+def processors(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Processors that this process may use: of its affinity, and no more than its container's quota (cgroup v2)."""
+    count = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or `max`
+        most, period = quota.read_text().split()
+        count = min(count, math.ceil(int(most) / int(period)))
+    return max(1, count)
 
 
 def milliseconds(text: str) -> Decimal:

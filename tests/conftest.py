@@ -263,6 +263,7 @@ class Relay:
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=file if stderr is None else stderr,
+                process_group=0,
             )
 
     def _url(self, service):

@@ -41,6 +41,7 @@ SERVICE = (
     Flag("REDIS_MAX_RETRIES", "N", "Give up after N attempts, with exit code 4; 0 is never."),
 )
 PROCESS = (
+    Flag("WORKERS", "N|auto", "Processes that serve, behind one supervisor; auto: one for each processor."),
     Flag("COALESCE_MS", "MS", "Longest wait of a message for others of its channel, in ms; 0 is none."),
     Flag("DRAIN", "DURATION", "Time over which clients are sent away when the relay ends."),
     Flag("DRAIN_DELAY", "DURATION", "Time between /readyz saying 503 and the end of accepting."),

@@ -1,5 +1,7 @@
 """`relay serve`: the flags, made into settings, and the server run on them."""
 
+import os
+import sys
 from pathlib import Path
 
 import click
@@ -15,6 +17,7 @@ SERVICES = ("status", "preflight")
     examples=(
         "relay serve",
         "relay serve --redis-url redis://wepp1:6379 --log-level WARNING",
+        "relay serve --workers auto",
         "relay serve status --host 127.0.0.1 --port 8002",
         "relay serve preflight --uds /run/relay/preflight.sock",
         "STATUS_REDIS_URL=rediss://relay@wepp1/2 REDIS_PASSWORD_FILE=/run/secrets/redis relay serve status",
@@ -27,6 +30,7 @@ SERVICES = ("status", "preflight")
 @click.option("--fd", type=click.IntRange(0), help="Listen on an inherited file descriptor instead.  [with SERVICE]")
 @click.option("--status-listen-addr", metavar="ADDR", help="host:port, unix:/path, fd:N.  [env: STATUS_LISTEN_ADDR]")
 @click.option("--preflight-listen-addr", metavar="ADDR", help="The same.  [env: PREFLIGHT_LISTEN_ADDR]")
+@click.option("--channel", type=int, hidden=True, help="Of a worker, to its supervisor (relay/worker.py).")
 @flags.options
 @click.pass_context
 def serve(
@@ -39,14 +43,16 @@ def serve(
     fd: int | None,
     status_listen_addr: str | None,
     preflight_listen_addr: str | None,
+    channel: int | None,
     env_file: str | None,
     **given: object,
 ) -> None:
     """Serve status and preflight, or one of them.
 
-    Without an argument both, in one process. Ends on SIGTERM and SIGINT, telling its clients; a second one ends it
-    at once. Durations are written as in Go: 500ms, 10s, 1m30s. Exit codes: 3 a malformed setting, 4 Redis given up,
-    5 an address that cannot be listened on, 6 the server extra or the compiled core is missing.
+    Without an argument both, in one process, or in several (--workers). Ends on SIGTERM and SIGINT, telling its
+    clients; a second one ends it at once. With several, SIGHUP replaces them one by one, SIGTTIN and SIGTTOU make one
+    more or less. Durations are written as in Go: 500ms, 10s, 1m30s. Exit codes: 3 a malformed setting, 4 Redis given
+    up, 5 an address that cannot be listened on, 6 the server extra or the compiled core is missing.
     """
     services = (service,) if service else SERVICES
     twins = flags.environment(services, given)
@@ -66,9 +72,30 @@ def serve(
             raise click.UsageError(f"{used[0]} and --{service}-listen-addr say the same thing: give one of them")
         twins[f"{service.upper()}_LISTEN_ADDR"] = _listen_addr(service, host, port, uds, fd, twins, env_file)
 
-    from relay import server, settings
+    from relay import notify, server, settings
 
-    ctx.exit(server.run(settings.load(services, flags=twins, env_file=_path(env_file))))
+    for name, address in _passed(services, notify.passed(os.environ)).items():
+        twins.setdefault(f"{name.upper()}_LISTEN_ADDR", address)
+    loaded = settings.load(services, flags=twins, env_file=_path(env_file))
+    if channel is not None:
+        from relay import worker
+
+        ctx.exit(worker.run(loaded, channel))
+    if loaded.workers > 1:
+        from relay import workers
+
+        ctx.exit(workers.run(loaded, sys.argv[1:]))
+    ctx.exit(server.run(loaded))
+
+
+def _passed(services: tuple[str, ...], descriptors: dict[str, int]) -> dict[str, str]:
+    """Listen addresses of the sockets that a service manager has opened, by service.
+
+    A descriptor is named for its service (FileDescriptorName=); where one service is served, the only one is its own.
+    """
+    if len(services) == len(descriptors) == 1 and not descriptors.keys() & SERVICES:
+        return {services[0]: f"fd:{next(iter(descriptors.values()))}"}
+    return {name: f"fd:{fd}" for name, fd in descriptors.items() if name in services}
 
 
 def _listen_addr(

@@ -6,7 +6,7 @@ from relay.cli import flags
 from relay.settings import describe, load
 
 SAMPLES = {"URL": "redis://h:1", "DURATION": "7s", "N": "3", "BYTES": "4096", "LEVEL": "error", "LIST": "https://a.org"}
-SAMPLES |= {"MS": "2.5", "ADDR": "unix:/run/a", "FILE": "/run/secrets/relay_token"}
+SAMPLES |= {"N|auto": "auto", "MS": "2.5", "ADDR": "unix:/run/a", "FILE": "/run/secrets/relay_token"}
 
 
 @click.command()

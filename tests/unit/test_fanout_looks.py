@@ -54,7 +54,7 @@ def test_listeners_of_one_service_end_alone(rig):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         rig.core.listen(listener.fileno(), other)
-        rig.core.stop_listening(rig.service)
+        rig.core.stop_listening(fd=rig.listener.fileno())
         rig.connect()
         with socket.create_connection(listener.getsockname()) as client:
             rig.until(lambda: rig.core.totals()["sockets"] == 1)  # not two: nobody was taken from the first

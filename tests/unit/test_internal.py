@@ -8,6 +8,7 @@ import pytest
 from relay import internal
 from relay._fanout import BUILD
 from relay.internal import Facts, Internal, Page, obstacles
+from relay.scoreboard import Row
 from tests.integration.peers import Answer, head, upgrade
 from tests.unit.rig import Rig
 
@@ -83,13 +84,52 @@ def connection(purpose, up, trouble=""):
     )
 
 
-def service(up=True, trouble="", index=0):
+def service(up=True, trouble="", index=0, name="status"):
     return SimpleNamespace(
-        name="status",
+        name=name,
         index=index,
         link=connection("status subscriptions", up, trouble),
         commands=connection("status commands", True),
     )
+
+
+def alone(rig, *services):
+    """The facts of a process that is all there is."""
+    whole = SimpleNamespace(
+        why=lambda name: next(obstacles(each, False) for each in services if each.name == name), rows=list
+    )
+    return Facts(rig.core, services, lambda: False, lambda: whole)
+
+
+def row(slot, counts, **values):
+    given = {"number": slot + 1, "at": 0.0, "pid": 100 + slot, "accepting": True, "draining": False, "why": {}}
+    return Row(slot=slot, readings=[], bounds=[], lag=None, counts=counts, **(given | values))
+
+
+def test_debug_of_several_processes_is_of_all_and_of_each(rig):
+    def counts(connections, *largest):
+        stats = {"connections": connections, "topics": 1, "frames": 5, "bytes": 50, "closes": {1012: connections}}
+        topics = [{"topic": name, "clients": n, "undelivered_bytes": 1} for name, n in largest]
+        slow = [{"service": "status", "address": "unix", "waiting_bytes": connections, "oldest_seconds": 1}]
+        return {
+            "totals": {"sockets": connections},
+            "services": {"status": {**stats, "largest": topics}},
+            "slowest": slow,
+        }
+
+    facts = alone(rig, service(index=rig.service))
+    rows = [row(0, counts(3, ("a:x", 2), ("b:x", 1))), row(1, counts(4, ("a:x", 4)))]
+    facts._whole().rows = lambda: rows
+    said = json.loads(facts.debug().body)
+    assert said["totals"] == {"sockets": 7}
+    status = said["services"]["status"]
+    assert (status["connections"], status["frames"], status["closes"]) == (7, 10, {"1012": 7})
+    assert status["largest"] == [
+        {"topic": "a:x", "clients": 6, "undelivered_bytes": 2},
+        {"topic": "b:x", "clients": 1, "undelivered_bytes": 1},
+    ]
+    assert [each["waiting_bytes"] for each in said["slowest"]] == [4, 3]
+    assert [(each["slot"], each["pid"], each["sockets"]) for each in said["workers"]] == [(0, 100, 3), (1, 101, 4)]
 
 
 def test_what_keeps_a_service_from_being_ready():
@@ -109,8 +149,7 @@ def test_what_keeps_a_service_from_being_ready():
 
 @pytest.mark.parametrize("up", [True, False])
 def test_ready_is_what_every_service_is(rig, up):
-    facts = Facts(rig.core, [service(), service(up=up, trouble="refused")], lambda: False)
-    facts._services[1].name = "preflight"
+    facts = alone(rig, service(), service(up=up, trouble="refused", name="preflight"))
     page = facts.ready()
     said = json.loads(page.body)
     assert (page.good, said["ready"], said["draining"], said["build"]) == (up, up, False, BUILD)
@@ -120,7 +159,7 @@ def test_ready_is_what_every_service_is(rig, up):
 
 
 def test_debug_shows_topics_and_addresses_and_no_payload(rig):
-    facts = Facts(rig.core, [service(index=rig.service)], lambda: False)
+    facts = alone(rig, service(index=rig.service))
     rig.join(b"a:x", rcvbuf=4096)
     rig.publish(b"a:x", b"payload" * 30_000)
     page = facts.debug()

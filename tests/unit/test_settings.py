@@ -695,7 +695,7 @@ def test_describe(env_file):
     )
     rows = settings.describe(loaded)
     told = {name: (text, source) for name, text, source in rows}
-    assert len(told) == len(rows) == 2 * 14 + 13 + len(BOUNDS)
+    assert len(told) == len(rows) == 2 * 14 + 14 + len(BOUNDS)
     assert told["STATUS_PING_INTERVAL"] == ("1m30s", "flag")
     assert told["STATUS_ALLOWED_ORIGINS"] == ("https://a,*.b.c", "environment")
     assert told["STATUS_REDIS_URL"] == ("redis://relay:***@h:6379/2", "environment")
@@ -712,3 +712,27 @@ def test_described_settings_can_be_loaded_again():
     again = load(env={name: text for name, text, _ in rows})
     assert again.warnings == ()
     assert [row[:2] for row in settings.describe(again)] == [row[:2] for row in rows]
+
+
+@pytest.mark.parametrize(("text", "count"), [("1", 1), ("64", 64)])
+def test_workers(text, count):
+    assert load(env={"RELAY_WORKERS": text}).workers == count
+
+
+def test_workers_auto_are_the_processors(monkeypatch):
+    monkeypatch.setattr(values, "processors", lambda: 3)
+    assert load(env={"RELAY_WORKERS": "auto"}).workers == 3
+
+
+@pytest.mark.parametrize("text", ["0", "65", "many", "-1", "1.5"])
+def test_workers_that_are_none(text):
+    with pytest.raises(ConfigError, match="RELAY_WORKERS"):
+        load(env={"RELAY_WORKERS": text})
+
+
+@pytest.mark.parametrize(("quota", "count"), [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("", 8)])
+def test_processors_are_no_more_than_the_container_may_use(monkeypatch, tmp_path, quota, count):
+    monkeypatch.setattr(values.os, "sched_getaffinity", lambda pid: set(range(8)))
+    (tmp_path / "cpu.max").write_text(quota)
+    assert values.processors(tmp_path / "cpu.max") == count
+    assert values.processors(tmp_path / "absent") == 8

@@ -1,0 +1,33 @@
+"""What a service manager is told and gives: sd_notify(3) and sd_listen_fds(3) of systemd."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Mapping, MutableMapping
+
+FIRST = 3  # descriptor of those that are passed
+_OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+
+
+def tell(*lines: str) -> None:
+    """Sends assignments such as `READY=1`, where somebody listens (NOTIFY_SOCKET)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address[:1] in ("/", "@"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)  # a manager that hangs must not hang us
+            sock.connect(address.replace("@", "\0", 1) if address[0] == "@" else address)
+            sock.send("\n".join(lines).encode())
+
+
+def without(env: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a child, which the manager neither knows nor has passed anything."""
+    return {name: value for name, value in env.items() if name not in _OURS}
+
+
+def passed(env: MutableMapping[str, str]) -> dict[str, int]:
+    """Descriptors of socket units that the manager has opened for this process, by name; `` where they have none."""
+    if env.get("LISTEN_PID") != str(os.getpid()) or not env.get("LISTEN_FDS", "").isdecimal():
+        return {}
+    count = int(env["LISTEN_FDS"])
+    names = env.get("LISTEN_FDNAMES", "").split(":")
+    return {name: FIRST + number for number, name in enumerate([*names, *[""] * count][:count])}

@@ -1,0 +1,458 @@
+"""The supervisor of several processes: `relay serve --workers N`.
+
+It serves nobody itself. It holds the listening sockets, one of each address for each slot (SO_REUSEPORT), so that none
+goes when a process does: what is not accepted yet waits in its queue for the next one. A worker is this program,
+started anew, and so of the newest code and settings; it is told over a channel which sockets it accepts on
+(relay/worker.py).
+
+    HUP           one worker after the other is replaced: its successor is ready before it stops accepting
+    TTIN, TTOU    one worker more, one less
+    TERM, INT     all drain; a second one ends them at once
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import uvloop
+
+from relay import listeners, metrics, notify
+from relay.errors import ConfigError, CoreMissing, ListenError, RedisGivenUp
+from relay.logs import to_stderr
+from relay.scoreboard import ROWS, Row, Scoreboard, Totals
+from relay.settings import Settings
+from relay.values import MAX_WORKERS
+from relay.worker import hear, tell
+
+LIVED = 10.0  # seconds after which the end of a worker is no failure to start
+PAUSE_MOST = 30.0  # seconds between two tries to start one
+ANSWER_IN = 5.0  # seconds for a worker to give up its sockets
+STARTS_IN = 30.0  # seconds for a worker to be ready
+STUCK = 60  # looks, one a second, at which a row has not changed: its worker is killed and replaced
+REMEMBERED = 4 * ROWS  # workers that are gone
+# Exit codes of a first worker that would be those of any other.
+FATAL = {error.exit_code for error in (ConfigError, RedisGivenUp, ListenError, CoreMissing)}
+
+log = logging.getLogger("relay")
+
+
+@dataclass(eq=False)
+class Worker:
+    """One process, from its start to its end."""
+
+    number: int
+    slot: "Slot"
+    row: int
+    process: asyncio.subprocess.Process
+    channel: socket.socket
+    started: float
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    released: dict[int, asyncio.Event] = field(default_factory=dict)
+    code: int = 0
+    beat: int = -1
+    looks: int = 0  # since its row has changed
+
+    def tell(self, message: dict[str, Any], descriptors: Iterable[int] = ()) -> None:
+        """Sends an order; one that is gone does not mind."""
+        with contextlib.suppress(OSError):
+            tell(self.channel, message, descriptors)
+
+
+@dataclass(eq=False)
+class Slot:
+    """A share of the newcomers: a socket of each address, and who is to accept on them."""
+
+    index: int
+    socks: dict[str, socket.socket]
+    worker: Worker | None = None  # whose slot it is
+    holder: Worker | None = None  # who accepts: another one while its own is away
+    failures: int = 0
+
+
+class Supervisor:
+    """All workers of a relay.
+
+    Args:
+        settings: of the process.
+        command: that starts a worker, its channel's descriptor to be added.
+
+    Raises:
+        ListenError: an address cannot be listened on.
+    """
+
+    def __init__(self, settings: Settings, command: list[str]) -> None:
+        self._settings = settings
+        self._command = command
+        self._loop = asyncio.get_running_loop()
+        self._board = Scoreboard()
+        self._totals = Totals()
+        self._numbers = 0
+        self._rows = set(range(1, ROWS))
+        self._workers: set[Worker] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._one_by_one = asyncio.Lock()  # replacements, and workers more or less
+        self._hangups = 0
+        self._ending = False
+        self._code = 0
+        self._ended = asyncio.Event()
+        self._places = listeners.places(settings)
+        self._first = {place.name: place.open(shared=True) for place in self._places}
+        self._shared = [place.name for place in self._places if place.address.kind != "tcp"]
+        self._slots = [Slot(0, self._first)]
+        self._unused: list[Slot] = []  # slots whose worker was taken away: another one serves them
+        while len(self._slots) < settings.workers:
+            self._slots.append(self._new_slot())
+
+    def _new_slot(self) -> Slot:
+        socks = {name: sock if name in self._shared else listeners.beside(sock) for name, sock in self._first.items()}
+        return Slot(len(self._slots) + len(self._unused), socks)
+
+    # ---- the life of it ----
+
+    async def run(self) -> int:
+        """Serves until all have drained: 0, or the exit code of the worker for which all end."""
+        orders = {
+            signal.SIGTERM: self._stop,
+            signal.SIGINT: self._stop,
+            signal.SIGHUP: self._replace_all,
+            signal.SIGTTIN: self._one_more,
+            signal.SIGTTOU: self._one_less,
+        }
+        for number, order in orders.items():
+            self._loop.add_signal_handler(number, order)
+        for place in self._places:
+            log.info(f"{place.name} listens on {listeners.where(self._first[place.name])}")
+        self._do(self._start_all())
+        self._do(self._look_on())
+        await self._ended.wait()
+        for task in self._tasks:
+            task.cancel()
+        for worker in self._workers:
+            worker.process.kill()
+        self._close(["status", "preflight", "internal", "metrics"])
+        return self._code
+
+    def _close(self, names: Iterable[str]) -> None:
+        for slot in (*self._slots, *self._unused):
+            for name in slot.socks.keys() & names:
+                listeners.unlisten(slot.socks[name])
+
+    def _do(self, what: Any) -> None:
+        task = self._loop.create_task(what)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("the supervisor failed at something", exc_info=error)
+
+    async def _start_all(self) -> None:
+        """The first alone: what keeps it from starting keeps all of them, and is said once."""
+        first, *others = self._slots
+        worker = await self._begin(first)
+        await _either(worker.ready, worker.gone, timeout=STARTS_IN)
+        for slot in others:
+            await self._begin(slot)
+        for slot in others:
+            if slot.worker:
+                await _either(slot.worker.ready, slot.worker.gone, timeout=STARTS_IN)
+        if not self._ending:
+            log.info(f"{len(self._workers)} workers serve")
+            notify.tell("READY=1", self._status())
+
+    def _status(self) -> str:
+        return f"STATUS={len(self._slots)} workers, {len(self._workers)} processes"
+
+    # ---- one worker ----
+
+    async def _begin(self, slot: Slot) -> Worker:
+        """A slot's worker, accepting at once where nobody does."""
+        slot.worker = worker = await self._start(slot)
+        if slot.holder is None:
+            self._give(slot, worker)
+        return worker
+
+    async def _start(self, slot: Slot) -> Worker:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                str(theirs.fileno()),
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=notify.without(os.environ),
+            )
+        self._numbers += 1
+        ours.setblocking(False)
+        worker = Worker(self._numbers, slot, self._rows.pop(), process, ours, self._loop.time())
+        worker.tell({"number": worker.number, "slot": slot.index, "row": worker.row}, [self._board.fd])
+        self._workers.add(worker)
+        self._loop.add_reader(ours, self._hear, worker)
+        self._do(self._watch(worker))
+        if self._ending:
+            worker.tell({"do": "end"})
+        return worker
+
+    def _hear(self, worker: Worker) -> None:
+        try:
+            heard = hear(worker.channel)
+        except BlockingIOError:
+            return
+        except OSError:
+            heard = None
+        if heard is None:
+            self._loop.remove_reader(worker.channel)
+            return
+        message = heard[0]
+        if "ready" in message:
+            worker.ready.set()
+        elif "released" in message and (event := worker.released.pop(message["released"], None)):
+            event.set()
+
+    async def _watch(self, worker: Worker) -> None:
+        worker.code = await worker.process.wait()
+        self._loop.remove_reader(worker.channel)
+        worker.channel.close()
+        self._workers.discard(worker)
+        self._retire(worker)
+        worker.gone.set()
+        for event in worker.released.values():
+            event.set()
+        for slot in (*self._slots, *self._unused):
+            if slot.holder is worker:
+                slot.holder = None
+        if self._ending:
+            if not self._workers:
+                self._ended.set()
+        elif worker.code == RedisGivenUp.exit_code or (worker.number == 1 and worker.code in FATAL):
+            self._code = worker.code  # it has said why
+            self._end_all()
+        elif worker.slot.worker is worker:
+            worker.slot.worker = None
+            self._totals = replace(self._totals, restarts=self._totals.restarts + 1)
+            self._publish()
+            await self._revive(worker)
+
+    def _retire(self, worker: Worker) -> None:
+        """What it has counted is kept. Its row goes last: until then it is named as one that counts no longer."""
+        row = self._board.row(worker.row)
+        if isinstance(row, Row):
+            kept = metrics.totals([*self._totals.readings, *map(metrics.ended, row.readings)])
+            lags = [metrics.added([*self._totals.lags, row.lag])]
+            gone = frozenset(sorted({*self._totals.gone, worker.number})[-REMEMBERED:])
+            self._totals = replace(self._totals, readings=kept, lags=lags, gone=gone)
+            self._publish()
+        self._board.clear(worker.row)
+        self._rows.add(worker.row)
+
+    def _publish(self) -> None:
+        self._board.write(0, self._totals)
+
+    async def _revive(self, dead: Worker) -> None:
+        """A worker that ended unasked comes back, the later the more often it did not even start."""
+        slot = dead.slot
+        lived = self._loop.time() - dead.started
+        slot.failures = 0 if lived > LIVED else slot.failures + 1
+        pause = 0.0 if not slot.failures else min(PAUSE_MOST, 0.25 * 2**slot.failures)
+        how = f"signal {-dead.code}" if dead.code < 0 else f"exit code {dead.code}"
+        log.error(f"worker {dead.process.pid} ended unasked ({how}); another one starts in {pause:g} s")
+        self._lend(slot)
+        await asyncio.sleep(pause)
+        if not self._ending and slot.worker is None and slot in self._slots:
+            worker = await self._begin(slot)
+            await _either(worker.ready, worker.gone, timeout=STARTS_IN)
+            await self._hand(slot, worker)
+
+    # ---- who accepts ----
+
+    def _give(self, slot: Slot, worker: Worker) -> None:
+        slot.holder = worker
+        order = {"do": "accept", "slot": slot.index, "names": list(slot.socks), "shared": self._shared}
+        worker.tell(order, [sock.fileno() for sock in slot.socks.values()])
+
+    def _lend(self, orphan: Slot) -> None:
+        """While a slot has no worker another one accepts for it; where there is none its newcomers wait."""
+        others = [slot.worker for slot in self._slots if slot.worker and slot.worker.ready.is_set()]
+        if orphan.holder is None and others:
+            self._give(orphan, min(others, key=lambda other: self._held_by(other)))
+
+    def _held_by(self, worker: Worker) -> int:
+        return sum(slot.holder is worker for slot in (*self._slots, *self._unused))
+
+    async def _hand(self, slot: Slot, worker: Worker) -> None:
+        """Gives a slot's sockets to a worker, once whoever has them has let go."""
+        holder = slot.holder
+        if holder is worker or worker.gone.is_set():
+            return
+        if holder is not None:
+            event = holder.released[slot.index] = asyncio.Event()
+            holder.tell({"do": "release", "slot": slot.index})
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(event.wait(), ANSWER_IN)
+        if not self._ending:
+            self._give(slot, worker)
+
+    # ---- signals ----
+
+    def _replace_all(self) -> None:
+        if self._hangups < 2 and not self._ending:  # one more than is being done covers whatever changed meanwhile
+            self._hangups += 1
+            self._do(self._replace_one_by_one())
+
+    async def _replace_one_by_one(self) -> None:
+        async with self._one_by_one:
+            log.info("SIGHUP: the workers are replaced one by one")
+            for slot in list(self._slots):
+                if self._ending or (slot.worker and not await self._replace(slot)):
+                    break
+            else:
+                log.info("all workers are replaced")
+            self._hangups -= 1
+            notify.tell(self._status())
+
+    async def _replace(self, slot: Slot) -> bool:
+        """Whether a slot has a new worker; where that one does not start, the old one stays."""
+        new = await self._start(slot)
+        await _either(new.ready, new.gone, timeout=STARTS_IN)
+        if new.gone.is_set() or not new.ready.is_set():
+            log.error(f"the new worker {new.process.pid} does not start (exit code {new.code}): the old ones stay")
+            new.tell({"do": "end"})
+            return False
+        old, slot.worker, slot.failures = slot.worker, new, 0
+        for mine in [s for s in (*self._slots, *self._unused) if s.holder is old or s is slot]:
+            await self._hand(mine, new)
+        if old:
+            await self._dismiss(old, "SIGHUP")
+        return True
+
+    async def _dismiss(self, worker: Worker, why: str) -> None:
+        """Drains one whose sockets are another's already, and waits for its end."""
+        worker.tell({"do": "drain", "delay": 0.0, "why": why})
+        try:
+            await asyncio.wait_for(worker.gone.wait(), self._settings.drain + 10.0)
+        except TimeoutError:
+            worker.process.kill()
+
+    def _one_more(self) -> None:
+        self._do(self._add())
+
+    async def _add(self) -> None:
+        async with self._one_by_one:
+            if self._ending or len(self._slots) >= MAX_WORKERS:
+                return
+            slot = self._unused.pop() if self._unused else self._new_slot()
+            self._slots.append(slot)
+            log.info(f"SIGTTIN: {len(self._slots)} workers from now on")
+            worker = await self._begin(slot)
+            await _either(worker.ready, worker.gone, timeout=STARTS_IN)
+            await self._hand(slot, worker)
+            notify.tell(self._status())
+
+    def _one_less(self) -> None:
+        self._do(self._remove())
+
+    async def _remove(self) -> None:
+        async with self._one_by_one:
+            if self._ending or len(self._slots) == 1:
+                return
+            slot = self._slots.pop()
+            self._unused.append(slot)
+            log.info(f"SIGTTOU: {len(self._slots)} workers from now on")
+            leaving, slot.worker = slot.worker, None
+            heir = min((s.worker for s in self._slots if s.worker), key=self._held_by, default=None)
+            if heir:
+                await self._hand(slot, heir)
+            if leaving:
+                await self._dismiss(leaving, "SIGTTOU")
+            notify.tell(self._status())
+
+    def _stop(self) -> None:
+        if self._ending:
+            log.warning("again: ending at once")
+            self._end_all()
+            return
+        self._ending = True
+        settings = self._settings
+        log.info(f"draining {len(self._workers)} workers for {settings.drain:g} s at most")
+        notify.tell("STOPPING=1")
+        self._totals = replace(self._totals, draining=True)
+        self._publish()
+        for worker in self._workers:
+            worker.tell({"do": "drain", "delay": settings.drain_delay, "why": "the relay ends"})
+        # The workers' are the last copies then: when they stop accepting, newcomers are refused and wait for nobody.
+        self._loop.call_later(settings.drain_delay, self._close, ["status", "preflight"])
+        self._loop.call_later(settings.drain_delay + settings.drain + 10.0, self._end_all)
+        if not self._workers:
+            self._ended.set()
+
+    def _end_all(self) -> None:
+        self._ending = True
+        for worker in self._workers:
+            worker.tell({"do": "end"})
+        self._loop.call_later(1.0, self._ended.set)
+        if not self._workers:
+            self._ended.set()
+
+    # ---- looking on ----
+
+    async def _look_on(self) -> None:
+        """Once a second: the watchdog of systemd, and workers that hang.
+
+        Looks are counted and not seconds: where the whole machine stood still, the workers did too.
+        """
+        while True:
+            await asyncio.sleep(1.0)
+            notify.tell("WATCHDOG=1")
+            for worker in list(self._workers):
+                beat = self._board.beat(worker.row)
+                worker.looks = worker.looks + 1 if beat == worker.beat else 0
+                worker.beat = beat
+                if worker.looks >= STUCK:
+                    log.error(f"worker {worker.process.pid} hangs: it is killed")
+                    worker.process.kill()
+
+
+async def _either(*events: asyncio.Event, timeout: float) -> None:  # noqa: ASYNC109 - one word for the caller
+    """Waits until one of them is set, or the time is up."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+
+def run(settings: Settings, arguments: list[str]) -> int:
+    """Serves with several processes until SIGTERM or SIGINT.
+
+    Args:
+        settings: of the process.
+        arguments: of the command line, which each worker is started with too.
+
+    Returns:
+        0 after a drain, or the exit code of a worker that could not be started.
+
+    Raises:
+        ListenError: an address cannot be listened on.
+    """
+    levels = [service.log_level for service in settings.services]
+    command = [sys.executable, "-P", "-m", "relay", *arguments, "--channel"]
+
+    async def supervise() -> int:
+        for warning in settings.warnings:
+            log.warning(warning)
+        return await Supervisor(settings, command).run()
+
+    with (
+        to_stderr(min(levels, key=lambda level: int(logging.getLevelName(level)))),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        return runner.run(supervise())

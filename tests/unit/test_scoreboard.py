@@ -1,0 +1,61 @@
+"""The memory that all processes of a relay see."""
+
+import dataclasses
+import os
+
+import pytest
+
+from relay.scoreboard import ROW, Row, Scoreboard, Totals
+
+
+def row(number, slot=0, **values):
+    given = {"at": 1.0, "pid": 7, "accepting": True, "draining": False, "why": {}, "readings": [], "bounds": []}
+    return Row(number=number, slot=slot, lag=None, counts={}, **(given | values))
+
+
+@pytest.fixture
+def board():
+    return Scoreboard()
+
+
+def test_what_one_writes_another_reads(board):
+    other = Scoreboard(os.dup(board.fd))
+    board.write(1, row(5, slot=1))
+    board.write(3, row(6, slot=0))
+    assert other.rows() == (Totals(), [row(6, slot=0), row(5, slot=1)])
+    board.clear(3)
+    assert other.rows()[1] == [row(5, slot=1)]
+
+
+def test_a_row_that_is_being_written_is_no_row(board):
+    board.write(1, row(5))
+    assert board.row(1) == row(5)
+    board._memory[ROW + 40] ^= 0xFF
+    assert board.row(1) is None
+
+
+def test_who_is_counted_by_the_supervisor_is_counted_once(board):
+    board.write(1, row(5))
+    board.write(2, row(6))
+    board.write(0, Totals(gone=frozenset({5})))
+    assert [each.number for each in board.rows()[1]] == [6]
+
+
+def test_each_write_is_a_beat(board):
+    before = board.beat(1)
+    for _ in range(3):
+        board.write(1, row(5))
+    assert board.beat(1) == before + 3
+
+
+def test_what_does_not_fit_is_refused_and_leaves_what_was(board):
+    board.write(1, row(5))
+    with pytest.raises(ValueError, match="does not fit"):
+        board.write(1, dataclasses.replace(row(5), counts={"x": "y" * ROW}))
+    assert board.row(1) == row(5)
+
+
+def test_what_other_code_has_written_is_passed_over(board, monkeypatch):
+    board.write(1, row(5))
+    monkeypatch.delattr("relay.scoreboard.Row")
+    assert board.row(1) is None
