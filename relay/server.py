@@ -14,6 +14,7 @@ import resource
 import select
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -40,6 +41,7 @@ from relay.upstream import Commands
 FILES_KEPT = 32  # descriptors that are not for clients (DESIGN.md, "Bounds")
 MIN_CONNECTIONS = 16
 LAST_ACCEPTS = 0.5  # seconds for who waits in an accept queue when it is closed; 4096 take 0.2
+ALONE = "SIGHUP: nothing is done, for one process alone cannot be replaced without a refusal; see RELAY_WORKERS"
 LAST_WORDS = 2.0  # seconds for the last close frames of a drain to be answered
 
 Service = Status | Preflight
@@ -545,6 +547,8 @@ def run(settings: Settings, attach: Callable[[Server], object] | None = None) ->
             attached = attach(server)
         else:
             attached = None
+            if not sys.stdin.isatty():  # of a terminal that is closed it is the end
+                server.loop.add_signal_handler(signal.SIGHUP, log.warning, ALONE)
             for place in listeners.places(settings):
                 server.accept_on(Held(place.name, place.open()), shared=place.address.kind == "fd")
             server.notify()

@@ -308,3 +308,10 @@ def test_a_second_relay_does_not_share_the_port_of_the_first(start, tmp_path, re
     )
     assert other.process.wait(10) == 5
     assert any("something else listens there already" in line for line in other.stderr)
+
+
+def test_one_process_alone_does_not_end_by_a_reload(relay):
+    process = relay("status")
+    process.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: any("SIGHUP: nothing is done" in line for line in said(process)), "that it says so")
+    assert process.ready("status")
