@@ -48,6 +48,7 @@ def test_what_joins_have_sealed_apart_counts_as_it_is_sent(rig):
     assert [texts(rig.received(sock)) for sock in (first, second, third)] == [["1", "2"], ["2"], []]
     assert buckets(rig.stats["burst"]) == {2: 1, 1: 1}
     assert number(rig.stats["delivery"]) == 2
+    assert 0 < rig.stats["delivery"][2] < 5
 
 
 def test_a_delivery_takes_from_the_read_to_the_last_client(rig):
@@ -74,6 +75,20 @@ def test_a_message_of_our_own_has_no_read_and_takes_from_its_making(rig):
     rig.flush()
     assert number(rig.stats["delivery"]) == 2
     assert rig.stats["delivery"][2] - took < 0.06
+
+
+def test_a_snapshot_that_replaces_another_has_waited_for_nobody():
+    rig = Rig(newest_only=True)
+    try:
+        sock = rig.join(b"run")
+        rig.core.publish(rig.service, b"run", b'{"data":"old"}')
+        time.sleep(0.06)
+        rig.core.publish(rig.service, b"run", b'{"data":"new"}')
+        rig.flush()
+        assert texts(rig.received(sock)) == ["new"]
+        assert rig.stats["delivery"][2] < 0.06
+    finally:
+        rig.close()
 
 
 def test_a_delivery_in_slices_is_one_and_ends_with_the_last():
