@@ -1,0 +1,231 @@
+"""deploy/: behind haproxy nobody is refused, whatever is ended, started or reloaded (row F29)."""
+
+import asyncio
+import contextlib
+import random
+import signal
+import threading
+import time
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from tests.conftest import ADMIN
+from tests.integration.fronts import Front
+from tests.integration.peers import Peer, Refused, Wire, address_of, head, wait_for
+from tests.integration.topology import PORTS, RELAYS, Haproxy, Topology
+
+pytestmark = pytest.mark.needs("haproxy")
+
+FIRST_DELAY = 1.0  # seconds; a client comes back after a random part of it (docs/protocol.md)
+
+
+@pytest.fixture(scope="module")
+def topology(tmp_path_factory):
+    with Topology(tmp_path_factory.mktemp("topology")) as running:
+        yield running
+
+
+@pytest.fixture
+def publisher(topology, worker):
+    user, password = ADMIN
+    return worker(topology.redis.url, username=user, password=password)
+
+
+class Newcomers:
+    """Open websockets one after the other for as long as the context lasts, and leave again.
+
+    Args:
+        urls: of the channels or runs.
+        greeting: what each is to get before it leaves.
+    """
+
+    def __init__(self, *urls, greeting=lambda peer: None):
+        self.opened, self.refused = 0, []
+        self._greeting = greeting
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._come, args=(url,)) for url in urls]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _come(self, url):
+        while not self._over.wait(0.01):
+            try:
+                with Peer(url) as peer:
+                    self._greeting(peer)
+                    self.opened += 1
+            except (OSError, Refused, AssertionError) as error:
+                self.refused.append(repr(error))
+
+    def more(self, count=20):
+        """Waits until so many more have come."""
+        enough = self.opened + len(self.refused) + count
+        wait_for(lambda: self.opened + len(self.refused) >= enough, "newcomers")
+
+
+@contextlib.contextmanager
+def traffic(publisher, channel):
+    """A line each 5 ms."""
+    over = threading.Event()
+
+    def talk():
+        while not over.wait(0.005):
+            publisher.publish(channel, "line")
+
+    thread = threading.Thread(target=talk)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_messages_and_checklists_come_through(topology, publisher, join):
+    lines = [join(f"{topology.haproxy.url('status')}/r1:wepp") for _ in range(8)]
+    boxes = join(f"{topology.haproxy.url('preflight')}/r1")
+    publisher.publish("r1:wepp", "through haproxy")
+    assert [peer.data() for peer in lines] == ["through haproxy"] * 8
+    assert boxes.checks() == set()
+    publisher.hset("r1", "timestamps:build_channels", "10")
+    assert boxes.checks() == {"channels"}, "redis.conf has key events on"
+    assert topology.redis.execute("PUBSUB", "NUMSUB", "r1:wepp")[1] == 4, "leastconn spreads eight over four"
+
+
+@pytest.mark.row("F29")
+def test_one_of_four_ends_under_traffic_and_nobody_is_refused(topology, publisher):
+    url = f"{topology.haproxy.url('status')}/r2:wepp"
+    checklist = f"{topology.haproxy.url('preflight')}/r2"
+    with (
+        traffic(publisher, "r2:wepp"),
+        Newcomers(url, url, greeting=Peer.data) as lines,
+        Newcomers(checklist, greeting=Peer.checks) as boxes,
+    ):
+        for newcomers in (lines, boxes):
+            newcomers.more()
+        for name in ("status-2", "preflight-2"):
+            topology.relays[name].process.send_signal(signal.SIGTERM)
+        for name in ("status-2", "preflight-2"):
+            assert topology.relays[name].stop() == 0
+        for newcomers in (lines, boxes):
+            newcomers.more()
+        topology.relays["status-3"].process.kill()  # without a word
+        lines.more(50)
+    assert (lines.refused, boxes.refused) == ([], [])
+    for name in ("status-2", "preflight-2", "status-3"):
+        topology.relays[name].process.wait()
+        topology.start_relay(name)
+    topology.settled()
+
+
+def test_redis_is_away_and_nobody_is_refused(topology, join):
+    urls = [f"{topology.haproxy.url('status')}/r3:wepp", f"{topology.haproxy.url('preflight')}/r3"]
+    held = [join(url) for url in urls]
+    with Newcomers(*urls) as newcomers:
+        newcomers.more()
+        topology.redis.kill()
+        for service in PORTS:
+            wait_for(lambda service=service: not topology.haproxy.up(service), "no relay is ready")
+            assert len(topology.haproxy.up(f"{service}_alive")) == 4
+        newcomers.more()
+        topology.start_redis()
+        topology.settled()
+        newcomers.more()
+    assert newcomers.refused == []
+    assert all(peer.alive() for peer in held), "and those who were there have stayed"
+
+
+@pytest.mark.row("F29")
+def test_haproxy_is_reloaded_and_nobody_is_refused(topology, publisher, join):
+    url = f"{topology.haproxy.url('status')}/r4:wepp"
+    held = join(url)
+    (before,) = topology.haproxy.workers()
+    with traffic(publisher, "r4:wepp"), Newcomers(url, url, greeting=Peer.data) as newcomers:
+        newcomers.more()
+        topology.haproxy.reload()
+        begin = time.monotonic()
+        newcomers.more()
+        assert held.data() == "line", "the worker before keeps its websockets"
+        wait_for(lambda: before not in topology.haproxy.workers(), "the worker before is gone")
+        took = time.monotonic() - begin
+        newcomers.more()
+    assert newcomers.refused == []
+    assert took < 4.0, "hard-stop-after is 2 s here"
+    held.ended()
+    topology.settled()
+
+
+class Browser:
+    """A websocket that comes back after a random part of its first delay, for ever."""
+
+    def __init__(self, url):
+        self.url = url
+        self.open = False
+        self.codes, self.refused, self.late = [], [], []
+
+    async def run(self):
+        while True:
+            begin = time.monotonic()
+            try:
+                async with connect(self.url, compression=None, ping_interval=None, proxy=None) as socket:
+                    self.late.append(time.monotonic() - begin)
+                    self.open = True
+                    await socket.wait_closed()
+                    self.codes.append(socket.close_code)
+            except (OSError, InvalidHandshake, ConnectionClosed) as error:
+                self.refused.append(repr(error))
+            self.open = False
+            await asyncio.sleep(random.uniform(0, FIRST_DELAY))
+
+
+@pytest.mark.row("F29")
+async def test_a_rolling_restart_tells_each_client_and_refuses_none(topology):
+    urls = [f"{topology.haproxy.url('status')}/r5:wepp", f"{topology.haproxy.url('preflight')}/r5"]
+    browsers = [Browser(urls[number % 2]) for number in range(100)]
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(browser.run()) for browser in browsers]
+        await asyncio.to_thread(wait_for, lambda: all(browser.open for browser in browsers), "all are there")
+        for number in range(1, 5):
+            names = [name for name in RELAYS if name.endswith(str(number))]
+            await asyncio.gather(*(asyncio.to_thread(topology.restart_relay, name) for name in names))
+        await asyncio.to_thread(wait_for, lambda: all(browser.open for browser in browsers), "all are back")
+        for task in tasks:
+            task.cancel()
+    assert [error for browser in browsers for error in browser.refused] == []
+    codes = [code for browser in browsers for code in browser.codes]
+    assert len(codes) >= 100, "each relay had its share"
+    assert set(codes) == {1012}
+    assert max(late for browser in browsers for late in browser.late) < 2.0, "back within its own delay"
+
+
+def test_the_relays_hear_who_comes_and_the_log_no_token(tmp_path):
+    heads = []
+
+    async def relay(reader, writer):
+        heads.append((await reader.readuntil(b"\r\n\r\n")).decode().splitlines())
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+
+    with Front(relay) as front:
+        haproxy = Haproxy(tmp_path, dict.fromkeys(RELAYS, f"127.0.0.1:{front.port}"))
+        try:
+            with Wire(address_of(haproxy.url("status")), source="127.0.0.5") as wire:
+                wire.send(head("/r1:wepp?token=secret", "X-Forwarded-For: 6.6.6.6", "Connection: close"))
+                assert wire.answer().status == 200
+        finally:
+            haproxy.end()
+    (asked,) = [lines for lines in heads if lines[0].startswith("GET /r1:wepp")]
+    told = [line.partition(": ")[2] for line in asked if line.lower().startswith("x-forwarded-for")]
+    assert told == ["6.6.6.6", "127.0.0.5"], "its own line is the last, and relays read from the right"
+    log = (tmp_path / "haproxy.log").read_text()
+    assert "GET /r1:wepp\n" in log
+    assert "secret" not in log

@@ -1,0 +1,110 @@
+"""deploy/nginx.conf and deploy/Caddyfile before a relay: the prefix, the addresses, the heartbeat."""
+
+import contextlib
+import os
+import re
+import subprocess
+from urllib.parse import urlsplit
+
+import pytest
+
+from relay.cli.embedded import free_port
+from relay.settings import ServiceSettings
+from relay.values import parse_duration
+from tests.integration.peers import Peer, Wire, address_of, ask, head, upgrade, wait_for
+from tests.integration.topology import DEPLOY, PORTS
+
+PREFIX = "/weppcloud-microservices"
+NGINX = """
+daemon off;
+pid {directory}/nginx.pid;
+error_log stderr;
+events {{}}
+http {{
+    access_log {directory}/access.log;
+    client_body_temp_path {directory};
+    proxy_temp_path {directory};
+    fastcgi_temp_path {directory};
+    uwsgi_temp_path {directory};
+    scgi_temp_path {directory};
+    server {{
+        listen 127.0.0.1:{port};
+        include {directory}/relay.conf;
+    }}
+}}
+"""
+
+
+def before(relay, text):
+    """A proxy's file with the ports of this relay."""
+    for service, port in PORTS.items():
+        assert text.count(f"127.0.0.1:{port}") == 1, f"{service} is named once"
+        text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{relay.ports[service]}")
+    return text
+
+
+def nginx(relay, directory, port):
+    (directory / "relay.conf").write_text(before(relay, (DEPLOY / "nginx.conf").read_text()))
+    (directory / "nginx.conf").write_text(NGINX.format(directory=directory, port=port))
+    return ["nginx", "-e", "stderr", "-c", str(directory / "nginx.conf")], {}
+
+
+def caddy(relay, directory, port):
+    (directory / "Caddyfile").write_text("{\n\tadmin off\n}\n" + before(relay, (DEPLOY / "Caddyfile").read_text()))
+    home = {"RELAY_SITE": f"http://:{port}", "XDG_DATA_HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
+    return ["caddy", "run", "--adapter", "caddyfile", "--config", str(directory / "Caddyfile")], home
+
+
+@pytest.fixture(params=[pytest.param(proxy, marks=pytest.mark.needs(proxy.__name__)) for proxy in (nginx, caddy)])
+def url(request, relay, tmp_path):
+    """ws:// of the proxy, with WEPPcloud's prefix; one client of an address is let in."""
+    behind = relay(env={"RELAY_TRUSTED_PROXIES": "127.0.0.1", "RELAY_MAX_PER_ADDRESS": "1"})
+    port = free_port()
+    command, env = request.param(behind, tmp_path, port)
+    process = subprocess.Popen(command, env=os.environ | env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def serves():
+        with contextlib.suppress(OSError, AssertionError):
+            return ask(f"http://127.0.0.1:{port}", head(f"{PREFIX}/status/livez", "Connection: close")).status == 200
+
+    try:
+        wait_for(serves, "a way through the proxy")
+        yield f"ws://127.0.0.1:{port}{PREFIX}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_both_services_below_the_prefix(url, worker, redis_url):
+    run = "batch;;x;;r1"
+    with (
+        Peer(f"{url}/status/{run.replace(';', '%3B')}:wepp") as log,
+        Peer(f"{url}/preflight/{run}", source="127.0.0.2") as box,
+    ):
+        assert worker(redis_url).publish(f"{run}:wepp", "through the proxy") == 1
+        assert log.data() == "through the proxy"
+        assert box.checks() == set()
+        assert log.alive()
+    for service in PORTS:
+        for path in ("/livez", "/readyz", "/health"):
+            answer = ask(url, head(f"{PREFIX}/{service}{path}", "Connection: close"))
+            assert answer.status == 200, "its own paths are exact"
+
+
+def test_the_address_is_the_clients(url):
+    channel = f"{url}/status/r1:wepp"
+    with (
+        Peer(channel, source="127.0.0.5"),
+        Peer(channel, source="127.0.0.6"),
+        Wire(address_of(channel), source="127.0.0.5") as one_too_many,
+    ):
+        one_too_many.send(upgrade(urlsplit(channel).path, "X-Forwarded-For: 6.6.6.6"))
+        assert one_too_many.take(12) == b"HTTP/1.1 503"
+
+
+def test_nginx_waits_longer_than_the_heartbeat_takes():
+    settings = ServiceSettings.model_fields
+    text = (DEPLOY / "nginx.conf").read_text()
+    timeouts = [parse_duration(found) for found in re.findall(r"proxy_(?:read|send)_timeout (\w+);", text)]
+    assert len(timeouts) == 4
+    assert min(timeouts) > settings["pong_timeout"].default > settings["ping_interval"].default
