@@ -9,7 +9,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from ruamel.yaml import YAML
+import yaml
 
 from relay.cli.embedded import free_port
 from tests.conftest import ROOT, RedisServer, Relay
@@ -17,7 +17,7 @@ from tests.integration.peers import wait_for
 
 DEPLOY = ROOT / "deploy"
 PORTS = {"status": 9002, "preflight": 9001}
-COMPOSE = YAML(typ="safe").load(DEPLOY / "docker-compose.yml")
+COMPOSE = yaml.safe_load((DEPLOY / "docker-compose.yml").read_text())
 RELAYS = [f"{service}-{number}" for service in PORTS for number in range(1, 5)]
 PASSWORD = "only-on-loopback"
 DRAIN_DELAY = "1300ms"  # 3 s in docker-compose.yml; above the 1.25 s in which haproxy finds a relay not ready
