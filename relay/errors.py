@@ -5,7 +5,8 @@
     ├─ RedisGivenUp 4   REDIS_MAX_RETRIES is set and used up
     ├─ ListenError  5   an address cannot be listened on: port in use, no permission
     ├─ CoreMissing  6   the server extra or the compiled core is not installed
-    └─ SloMissed    7   `relay bench` saw less than was asked for
+    ├─ SloMissed    7   `relay bench` saw less than was asked for
+    └─ FaultsFound  8   `relay doctor` found what does not work
 
 0 is a clean end; 2 is left to click, which uses it for a wrong command line. The command line prints
 `relay: <sentence>` on stderr and exits with `exit_code`, so every message here says by itself what is wrong,
@@ -49,3 +50,9 @@ class SloMissed(RelayError):  # noqa: N818 - as above
     """`relay bench` measured, and a bound was missed: of the command line, or one that holds unasked."""
 
     exit_code = 7
+
+
+class FaultsFound(RelayError):  # noqa: N818 - as above
+    """`relay doctor` looked, and something does not work; what it is stands on stdout."""
+
+    exit_code = 8

@@ -23,6 +23,7 @@ COMMANDS = {
     "healthcheck": "relay.cli.healthcheck",
     "config": "relay.cli.config",
     "token": "relay.cli.token",
+    "doctor": "relay.cli.doctor",
     "bench": "relay.cli.bench",
 }
 
@@ -69,6 +70,7 @@ def _version(ctx: click.Context, _parameter: click.Parameter, asked: bool) -> No
         "relay publish run1:wepp 'hillslope 1 of 9'  as a worker would",
         "relay tail run1:wepp",
         "relay checklist run1 --watch",
+        "relay doctor                                what is wrong, and what mends it",
         "relay bench                                 how much this machine does",
     ),
 )

@@ -70,7 +70,7 @@ async def _listen(socket: ClientConnection, take: Callable[[Frame], bool]) -> tu
     try:
         async for message in socket:
             heard = True
-            frame = _parse(message)
+            frame = parse(message)
             if frame.get("type") == "ping":
                 await socket.send('{"type":"pong"}')
             elif take(frame):
@@ -80,7 +80,8 @@ async def _listen(socket: ClientConnection, take: Callable[[Frame], bool]) -> tu
     return heard, False
 
 
-def _parse(message: str | bytes) -> Frame:
+def parse(message: str | bytes) -> Frame:
+    """A message as a frame; empty where it is none."""
     try:
         frame = json.loads(message)
     except ValueError:

@@ -37,8 +37,12 @@ def parse(_ctx: click.Context, _parameter: click.Parameter, text: str) -> Target
 
 def address(base: str, path: str) -> str:
     """`path` below the relay's address `base`, which may be ws://, wss://, http:// or https://."""
-    parts = urlsplit(base)
-    if parts.scheme not in WEBSOCKET or not parts.netloc:
+    try:
+        parts = urlsplit(base)
+        usable = parts.scheme in WEBSOCKET and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, half a bracket
+        usable = False
+    if not usable:
         raise click.UsageError(f"--url {base}: not an address such as ws://localhost:9002")
     return f"{WEBSOCKET[parts.scheme]}://{parts.netloc}{parts.path.rstrip('/')}/{path}"
 

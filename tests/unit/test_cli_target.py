@@ -39,7 +39,9 @@ def test_address(base, url):
     assert address(base, "r:c") == url
 
 
-@pytest.mark.parametrize("base", ["localhost:9002", "ftp://h", "ws://", "", "http:/h"])
+@pytest.mark.parametrize(
+    "base", ["localhost:9002", "ftp://h", "ws://", "", "http:/h", "ws://h:port", "ws://h:0", "ws://:9002", "ws://["]
+)
 def test_what_is_no_address(base):
     with pytest.raises(click.UsageError, match="not an address such as ws://localhost:9002"):
         address(base, "r:c")

@@ -4,7 +4,15 @@ import pytest
 
 from relay import errors
 
-CODES = {"RelayError": 1, "ConfigError": 3, "RedisGivenUp": 4, "ListenError": 5, "CoreMissing": 6, "SloMissed": 7}
+CODES = {
+    "RelayError": 1,
+    "ConfigError": 3,
+    "RedisGivenUp": 4,
+    "ListenError": 5,
+    "CoreMissing": 6,
+    "SloMissed": 7,
+    "FaultsFound": 8,
+}
 
 
 @pytest.mark.parametrize(("name", "code"), CODES.items())

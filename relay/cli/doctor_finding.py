@@ -1,0 +1,31 @@
+"""What a check of `relay doctor` found."""
+
+from typing import Literal, NamedTuple
+
+from relay.cli.tail import harmless
+
+State = Literal["ok", "warning", "fault", "skipped"]
+
+
+class Finding(NamedTuple):
+    """Of one check.
+
+    Attributes:
+        state: `fault`, something does not work; `warning`, it works and should be otherwise; `skipped`, nobody knows.
+        check: what was looked at.
+        found: what is the case; of a skipped check, why it could not be made.
+        means: what follows from that, for who runs the relay.
+        mend: the command that mends it, or the setting.
+    """
+
+    state: State
+    check: str
+    found: str
+    means: str = ""
+    mend: str = ""
+
+
+def quoted(text: str) -> str:
+    """What a server said, on one line, of bounded length, and harmless to a terminal."""
+    line = harmless(" ".join(text.split()))
+    return line if len(line) <= 200 else f"{line[:200]}..."
