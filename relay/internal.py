@@ -154,7 +154,8 @@ class Facts:
             for clients, waiting, name in self._core.largest(service.index, MOST)
         ]
         counters = {k: v for k, v in self._core.stats(service.index).items() if isinstance(v, int | dict)}
-        return {**counters, "largest": largest}
+        messages = self._core.arrived(service.index)  # from Redis; for preflight, key events
+        return {**counters, "messages": messages, "largest": largest}
 
     def _process(self) -> dict[str, Any]:
         seconds = round(time.monotonic() - self._started, 1)
@@ -167,7 +168,7 @@ def _named(row: Row) -> dict[str, Any]:
 
 def _outline(counts: Mapping[str, Any]) -> dict[str, Any]:
     services = {
-        name: {key: of[key] for key in ("connections", "topics", "frames", "bytes")}
+        name: {key: of[key] for key in ("connections", "topics", "messages", "frames", "bytes")}
         for name, of in counts["services"].items()
     }
     return {**counts["totals"], "services": services}

@@ -24,6 +24,7 @@ COMMANDS = {
     "config": "relay.cli.config",
     "token": "relay.cli.token",
     "doctor": "relay.cli.doctor",
+    "top": "relay.cli.top",
     "bench": "relay.cli.bench",
 }
 
