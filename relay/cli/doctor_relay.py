@@ -11,7 +11,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import hiredis
 from websockets.asyncio.client import ClientConnection, connect
@@ -62,7 +62,8 @@ async def examine(base: str, visitor: Visitor) -> list[Finding]:
 async def _steps(base: str, visitor: Visitor) -> AsyncIterator[Finding]:
     parts = urlsplit(address(base, ""))
     host, tls = parts.hostname or "", parts.scheme == "wss"
-    server = Server(host, parts.port or (443 if tls else 80), parts.path.rstrip("/"), tls)
+    login = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else ""
+    server = Server(host, parts.port or (443 if tls else 80), parts.path.rstrip("/"), tls, login)
     try:
         await resolve(host, server.port)
         yield await server.life()
@@ -100,11 +101,12 @@ class Server(NamedTuple):
     port: int
     path: str
     tls: bool
+    login: str
 
     async def get(self, page: str) -> tuple[int, str]:
         """As `reach.get`, below the path."""
         context = ssl.create_default_context() if self.tls else None
-        status, body = await reach.get(self.path + page, host=self.host, port=self.port, tls=context)
+        status, body = await reach.get(self.path + page, host=self.host, port=self.port, tls=context, login=self.login)
         return status, quoted(body)
 
     async def life(self) -> Finding:

@@ -1,6 +1,7 @@
 """Reaching a server: its name, one page of it over HTTP, each with a deadline, and in words why it failed."""
 
 import asyncio
+import base64
 import contextlib
 import os
 import re
@@ -56,11 +57,19 @@ async def resolve(host: str, port: int) -> None:
 
 
 async def get(
-    path: str, *, host: str = "", port: int = 0, unix: str = "", tls: ssl.SSLContext | None = None
+    path: str, *, host: str = "", port: int = 0, unix: str = "", tls: ssl.SSLContext | None = None, login: str = ""
 ) -> tuple[int, str]:
-    """One page of the server at `host` and `port`, or on the socket at the path `unix`: its status and its body.
+    """One page: its status and its body.
 
     Asked for with HTTP/1.0, whose answers are never chunked and end with the connection.
+
+    Args:
+        path: of the page.
+        host: of the server.
+        port: of the server.
+        unix: the path of its socket instead.
+        tls: where it speaks TLS.
+        login: `user:password` of basic authentication.
 
     Raises:
         OSError, TimeoutError: there is no server, or no answer in time.
@@ -73,7 +82,10 @@ async def get(
         else:
             reader, writer = await asyncio.open_connection(host, port, ssl=tls)
         try:
-            writer.write(f"GET {path} HTTP/1.0\r\nHost: {authority}\r\nConnection: close\r\n\r\n".encode())
+            lines = [f"GET {path} HTTP/1.0", f"Host: {authority}", "Connection: close"]
+            if login:
+                lines.append(f"Authorization: Basic {base64.b64encode(login.encode()).decode()}")
+            writer.write("\r\n".join([*lines, "", ""]).encode())
             data = b""
             while len(data) < LONGEST and (more := await reader.read(65536)):
                 data += more

@@ -1,5 +1,6 @@
 """RUN:CHANNEL and RUN as arguments, and the websocket address they stand for."""
 
+import re
 from typing import NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -40,10 +41,12 @@ def address(base: str, path: str) -> str:
     try:
         parts = urlsplit(base)
         usable = parts.scheme in WEBSOCKET and parts.hostname and parts.port != 0
+        usable = usable and (parts.username is None) == (parts.password is None)  # of basic authentication
     except ValueError:  # a port that is no number, half a bracket
         usable = False
     if not usable:
-        raise click.UsageError(f"--url {base}: not an address such as ws://localhost:9002")
+        shown = re.sub(r"//.*@", "//***@", base)
+        raise click.UsageError(f"--url {shown}: not an address such as ws://localhost:9002")
     return f"{WEBSOCKET[parts.scheme]}://{parts.netloc}{parts.path.rstrip('/')}/{path}"
 
 

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import resource
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,13 +13,14 @@ import time
 import traceback
 
 import pytest
+import trustme
 from click.testing import CliRunner
 
 from relay.cli import doctor_redis, embedded, reach
 from relay.cli.commands import relay as cli
 from tests.conftest import OURS, ROOT
 from tests.faults.proxy import Proxy
-from tests.integration.fronts import Front
+from tests.integration.fronts import Front, passing_to
 from tests.integration.peers import ask, head, wait_for
 from tests.integration.test_acl import FILE, PASSWORD
 
@@ -233,6 +235,25 @@ def test_two_servers_behind_one_address(doctor, new_redis, monkeypatch):
         found = doctor(REDIS_URL=proxy.url)
     assert found.bad() == ["probe"]
     assert "two servers" in found.finding("probe")["means"]
+
+
+def test_tls_to_redis_and_to_the_proxy(doctor, relay, redis_server, tmp_path):
+    process = relay("status", env={**QUICK, "REDIS_URL": redis_server.url})
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    trusted = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(trusted)
+    with (
+        Front(passing_to(redis_server.port), context) as redis,
+        Front(passing_to(process.ports["status"]), context) as proxy,
+    ):
+        url, redis_url = f"wss://localhost:{proxy.port}", f"rediss://localhost:{redis.port}"
+        found = doctor("--url", url, REDIS_URL=redis_url)
+        assert found.bad() == ["reach", "livez"]
+        for check in found.bad():
+            assert "its certificate is not accepted: unable to get local issuer" in found.finding(check)["found"]
+        env = {"REDIS_URL": f"{redis_url}?ssl_ca_certs={trusted}", "SSL_CERT_FILE": str(trusted)}
+        assert doctor("--url", url, code=0, **env).finding("message")["state"] == "ok"
 
 
 # ---- this machine ----

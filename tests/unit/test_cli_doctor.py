@@ -1,6 +1,7 @@
 """`relay doctor` without a relay: Redis servers that a test plays, limits of the machine, and what is shown."""
 
 import asyncio
+import base64
 import contextlib
 import http.server
 import json
@@ -266,8 +267,10 @@ def site():
         def start(status, livez=200):
             class Handler(http.server.BaseHTTPRequestHandler):
                 protocol_version = "HTTP/1.1"
+                logins = start.logins
 
                 def do_GET(self):
+                    self.logins.append(self.headers["Authorization"])
                     self.send_response(livez if self.path == "/livez" else status)
                     self.send_header("Content-Length", str(len(PAGE)))
                     self.end_headers()
@@ -283,6 +286,7 @@ def site():
             stack.callback(server.shutdown)
             return f"ws://127.0.0.1:{server.server_port}"
 
+        start.logins = []
         yield start
 
 
@@ -303,6 +307,14 @@ async def test_what_is_no_relay_at_all(site):
     assert (found[0].check, found[0].state) == ("livez", "fault")
     assert "\x1b" not in found[0].found
     assert "answers 404: a page\\x1b[2J of another server" in found[0].found
+
+
+async def test_a_login_is_for_each_page_and_for_the_websocket(site):
+    url = site(200).replace("//", f"//user:{SECRET}%21@")
+    found = await doctor_relay.examine(url, doctor_relay.Visitor(load()))
+    assert {base64.b64decode(login.removeprefix("Basic ")).decode() for login in site.logins} == {f"user:{SECRET}!"}
+    assert len(site.logins) == 3
+    assert SECRET not in str(found)
 
 
 # ---- this machine ----

@@ -40,8 +40,26 @@ def test_address(base, url):
 
 
 @pytest.mark.parametrize(
-    "base", ["localhost:9002", "ftp://h", "ws://", "", "http:/h", "ws://h:port", "ws://h:0", "ws://:9002", "ws://["]
+    "base",
+    [
+        "localhost:9002",
+        "ftp://h",
+        "ws://",
+        "",
+        "http:/h",
+        "ws://h:port",
+        "ws://h:0",
+        "ws://:9002",
+        "ws://[",
+        "ws://u@h",
+    ],
 )
 def test_what_is_no_address(base):
     with pytest.raises(click.UsageError, match="not an address such as ws://localhost:9002"):
         address(base, "r:c")
+
+
+def test_a_password_is_not_repeated():
+    with pytest.raises(click.UsageError) as raised:
+        address("ws://user:s3cret@h:port", "r:c")
+    assert str(raised.value).startswith("--url ws://***@h:port: not an address")
