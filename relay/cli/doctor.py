@@ -176,7 +176,7 @@ def files(wanted: int | None) -> Finding:
 
 def accept_queue() -> Finding:
     """Whether the kernel lets as many wait to be accepted as the relay asks for."""
-    from relay.server import BACKLOG
+    from relay.listeners import BACKLOG
 
     try:
         most = int(SOMAXCONN.read_text())

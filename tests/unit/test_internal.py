@@ -108,7 +108,14 @@ def row(slot, counts, **values):
 
 def test_debug_of_several_processes_is_of_all_and_of_each(rig):
     def counts(connections, *largest):
-        stats = {"connections": connections, "topics": 1, "messages": 2, "frames": 5, "bytes": 50, "closes": {1012: connections}}
+        stats = {
+            "connections": connections,
+            "topics": 1,
+            "messages": 2,
+            "frames": 5,
+            "bytes": 50,
+            "closes": {1012: connections},
+        }
         topics = [{"topic": name, "clients": n, "undelivered_bytes": 1} for name, n in largest]
         slow = [{"service": "status", "address": "unix", "waiting_bytes": connections, "oldest_seconds": 1}]
         return {
