@@ -192,7 +192,7 @@ def table(now: Look, before: Look | None, width: int = 80) -> list[str]:
     state = "draining" if ready.get("draining") else "ready" if ready.get("ready") else "NOT READY"
     lines = [
         *(
-            textwrap.wrap(plain(now.trouble), width)
+            _wrapped(now.trouble, width)
             or [f"relay {debug.get('version')}, {state}, up {_span(debug.get('seconds'))}, {now.address}"]
         ),
         f"{totals.get('sockets', '-')} sockets, {totals.get('heads', '-')} unfinished heads, frames waiting "
@@ -225,11 +225,11 @@ def _services(now: Look, before: Look | None, width: int) -> list[str]:
                 str(link.get("reconnects", 0) + commands.get("reconnects", 0)),
             ]
         )
-        reasons += [f"  {name}: {sentence}" for sentence in state.get("why", [])]
+        reasons += [f"{name}: {sentence}" for sentence in state.get("why", [])]
         if state.get("key_events") == "off":
-            reasons.append(f"  {name}: key events are off in Redis; see `relay doctor`")
+            reasons.append(f"{name}: key events are off in Redis; see `relay doctor`")
     head = ["SERVICE", "SOCKETS", "TOPICS", "MESSAGES/S", "FRAMES/S", "BYTES/S", "LINK/CMDS", "LOST"]
-    return ["", *_grid(head, rows, width), *reasons]
+    return ["", *_grid(head, rows, width), *(line for reason in reasons for line in _wrapped(reason, width, "  "))]
 
 
 def _workers(workers: object, width: int) -> list[str]:
@@ -285,6 +285,10 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> lis
 def plain(text: str) -> str:
     r"""Text of others in printable ASCII, all else as \x1b and the like: what is no letter moves no cursor."""
     return "".join(c if c.isascii() and c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    return textwrap.wrap(plain(text), width, initial_indent=indent, subsequent_indent=2 * indent)
 
 
 def _cut(text: str, most: int) -> str:

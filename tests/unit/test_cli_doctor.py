@@ -280,7 +280,7 @@ def site():
                     pass
 
             server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-            thread = threading.Thread(target=server.serve_forever)
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
             thread.start()
             stack.callback(thread.join)
             stack.callback(server.shutdown)
