@@ -90,21 +90,22 @@ class Lines(logging.Handler):
 
 @contextlib.contextmanager
 def to_stderr(level: str) -> Iterator[Lines]:
-    """The log of the package on stderr: JSON, or plain lines on a terminal.
+    """The log on stderr: JSON, or plain lines on a terminal; what libraries warn of, too.
 
     Args:
         level: the least that is shown, such as `INFO`.
     """
-    log = logging.getLogger("relay")
+    root, log = logging.getLogger(), logging.getLogger("relay")
     lines = Lines(2)
     lines.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)-7s %(message)s") if sys.stderr.isatty() else JsonLine()
     )
-    log.handlers[:] = [lines]
+    root.addHandler(lines)
     log.setLevel(level)
-    log.propagate = False
+    logging.captureWarnings(True)
     try:
         yield lines
     finally:
-        log.handlers[:] = []
+        logging.captureWarnings(False)
+        root.removeHandler(lines)
         lines.finish()

@@ -3,6 +3,9 @@
 import json
 import logging
 import os
+import pty
+import re
+import subprocess
 import sys
 
 import pytest
@@ -41,6 +44,48 @@ def test_a_log_line_is_one_json_object():
     assert (found["level"], found["logger"], found["msg"]) == ("error", "relay.x", "hé\nthere")
     assert "ValueError: broken" in found["error"]
     assert found["time"].endswith("Z")
+
+
+def said(stderr):
+    """What a program that logs in every way writes there."""
+    program = [sys.executable, "-W", "default", "-c", EVERY_WAY]
+    return subprocess.run(program, stderr=stderr, check=True, timeout=10).stderr
+
+
+def test_all_that_is_said_is_json_where_nobody_looks_on():
+    entries = [json.loads(line) for line in said(subprocess.PIPE).splitlines()]
+    assert [(entry["level"], entry["logger"], entry["msg"].split("\n")[0]) for entry in entries] == [
+        ("info", "relay", "one two"),
+        ("error", "relay.x", "failed"),
+        ("warning", "asyncio", "of a library"),
+        ("warning", "py.warnings", "<string>:12: UserWarning: of Python"),
+    ]
+    assert entries[1]["error"].endswith("ValueError: broken\nin two lines")
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", entry["time"]) for entry in entries)
+
+
+def test_lines_are_plain_on_a_terminal():
+    ours, theirs = pty.openpty()
+    said(theirs)
+    first = os.read(ours, 65536).decode().splitlines()[0]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d [\d:,]+ INFO    one two", first)
+    for fd in (ours, theirs):
+        os.close(fd)
+
+
+EVERY_WAY = """
+import logging, warnings
+from relay import logs
+with logs.to_stderr("INFO"):
+    logging.getLogger("relay").info("one two")
+    try:
+        raise ValueError("broken\\nin two lines")
+    except ValueError:
+        logging.getLogger("relay.x").exception("failed")
+    logging.getLogger("asyncio").info("of no interest")
+    logging.getLogger("asyncio").warning("of a library")
+    warnings.warn("of Python", stacklevel=1)
+"""
 
 
 def test_lines_come_in_order_and_what_waits_gets_out_at_the_end(pipe):
