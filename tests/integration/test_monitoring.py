@@ -294,9 +294,9 @@ def test_each_query_has_an_answer_and_no_alert_fires_at_a_relay_that_is_well(pro
         for label in re.findall(r"{{(\w+)}}", target["legendFormat"]):
             assert all(label in each["metric"] for each in found), target["expr"]
     evaluated = wait_for(lambda: all_evaluated(prometheus("rules")["groups"]), "the rules")
-    assert {rule["name"]: (rule["health"], rule["state"]) for rule in evaluated} == {
-        rule["alert"]: ("ok", "inactive") for rule in RULES
-    }
+    assert {rule["name"]: rule["health"] for rule in evaluated} == {rule["alert"]: "ok" for rule in RULES}
+    # Pending is what a machine that stood still may make of the loop's lag.
+    assert not [rule["name"] for rule in evaluated if rule["state"] == "firing"]
 
 
 def all_evaluated(groups):
