@@ -1,5 +1,8 @@
 """What /metrics says is what clients of our own have counted."""
 
+import signal
+import time
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -29,7 +32,7 @@ class Measured(Relay):
     def rise(self, before):
         """What has changed since."""
         now = self.samples()
-        return {key: now[key] - before[key] for key in before}
+        return {key: now[key] - before[key] for key in now.keys() & before.keys()}
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +155,35 @@ def test_answers_by_status(measured, before, join):
     assert by_label(changes, "status2_http_responses_total") == {str(code): statuses.count(code) for code in statuses}
     assert set(statuses) == {101, 200, 400, 403, 404, 405, 408, 426, 431, 503}
     assert by_label(changes, "preflight2_http_responses_total") == {"200": 1}, "the look at /metrics before this one"
+
+
+def test_a_process_that_stood_still(measured, before):
+    measured.process.send_signal(signal.SIGSTOP)
+    time.sleep(0.6)
+    measured.process.send_signal(signal.SIGCONT)
+    wait_for(lambda: measured.rise(before)["relay_loop_lag_seconds_sum", None] > 0.4, "its clock came late")
+    late = measured.rise(before)
+    assert late["relay_loop_lag_seconds_count", None] > late["relay_loop_lag_seconds_bucket", "0.25"]
+
+
+def test_redis_away_and_back(redis_server, tmp_path):
+    process = Measured([], {"REDIS_URL": redis_server.url, "PREFLIGHT_METRICS_ENABLED": "true"}, tmp_path)
+    states = [(f"{service}_{name}", None) for service in ("status2", "preflight2") for name in ("ready", "redis_up")]
+    proofs = [(f"{service}_redis_proved_seconds", None) for service in ("status2", "preflight2")]
+    try:
+        process.wait("ready")
+        before = process.samples()
+        assert [before[state] for state in states] == [1] * 4
+        assert all(0 <= before[proof] < 14 for proof in proofs)
+        redis_server.kill()
+        wait_for(lambda: not any(process.samples()[state] for state in states), "both services say so")
+        assert not process.samples().keys() & set(proofs), "nobody knows"
+        redis_server.start()
+        wait_for(lambda: all(process.samples()[state] for state in states), "they are back")
+        changes = process.rise(before)
+        for service in ("status2", "preflight2"):
+            assert changes[f"{service}_redis_reconnects_total", None] == 2
+            assert changes[f"{service}_gaps_total", "link"] == 1
+            assert process.samples()[f"{service}_redis_instances_total", None] == 2
+    finally:
+        process.end()
