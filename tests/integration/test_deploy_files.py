@@ -15,6 +15,7 @@ import yaml
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from relay.cli.commands import COMMANDS
 from relay.cli.commands import relay as relay_command
 from relay.cli.embedded import find_binary, free_port
 from relay.settings import load
@@ -32,10 +33,21 @@ def run(*command, **options):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30, **options)
 
 
-def understood(arguments):
+def understood(arguments, group=relay_command):
     """Has `relay` read its arguments; a usage error where it would be one."""
     name, *rest = arguments
-    return relay_command.get_command(click.Context(relay_command), name).make_context(name, rest).params
+    command = group.get_command(click.Context(group), name)
+    return understood(rest, command) if isinstance(command, click.Group) else command.make_context(name, rest).params
+
+
+def test_what_operators_are_told_to_run_is_there():
+    page = (ROOT / "docs" / "operations.md").read_text()
+    commands = re.findall(r"(?<![./-])(?:/opt/relay/bin/)?relay ([a-z]+ [^`|&#\n\\]*)", page)
+    told = [shlex.split(command) for command in commands if command.split()[0] in COMMANDS]
+    assert len(told) >= 10
+    for arguments in told:
+        understood(arguments)
+    assert [path.name for path in DEPLOY.iterdir() if path.name not in page] == []
 
 
 # ---- systemd ----
