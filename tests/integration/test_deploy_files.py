@@ -155,7 +155,9 @@ def test_a_native_unit_forbids_nothing_that_the_relay_does(redis_url, tmp_path):
     finally:
         process.terminate()
         assert process.wait(15) == 0
-    wait_for(lambda: f"{process.pid} +++ exited with 0" in log.read_text(), "all is written")
+    wait_for(
+        lambda: re.search(rf"^{process.pid} +\+\+\+ exited with 0", log.read_text(), re.MULTILINE), "all is written"
+    )
     calls = re.findall(r"^\d+ +(\w+)\((.*)", log.read_text(), re.MULTILINE)
     assert {"accept4", "epoll_wait"} <= {name for name, _ in calls}
     allowed, forbidden = (value for name, value in directives("relay-status.service") if name == "SystemCallFilter")

@@ -140,6 +140,7 @@ class Topology:
     def restart_relay(self, name):
         """SIGTERM, the end of its drain, a new one that is ready."""
         assert self.relays[name].stop() == 0
+        self.relays[name].end()  # which looks at its log
         self.start_relay(name)
         self.relays[name].wait("ready")
 
