@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from ipaddress import ip_address, ip_network
 
 import click
 import pytest
@@ -249,7 +250,11 @@ def test_haproxy_and_compose_mean_the_same():
                 assert text.count(line) == 2, "ready, and alive"
     assert set(environment("haproxy")) <= set(re.findall(r"HAPROXY_\w+", text))
     assert set(own["depends_on"]) == set(RELAYS)
-    assert own["networks"]["relay"]["ipv4_address"] == environment("status-1")["RELAY_TRUSTED_PROXIES"]
+    address = own["networks"]["relay"]["ipv4_address"]
+    assert address == environment("status-1")["RELAY_TRUSTED_PROXIES"]
+    (pool,) = COMPOSE["networks"]["relay"]["ipam"]["config"]
+    assert ip_address(address) in ip_network(pool["subnet"])
+    assert ip_address(address) not in ip_network(pool["ip_range"]), "another container may have it by then"
     interval, fall = re.search(r"check inter (\w+) .* fall (\d) ", text).groups()
     delay = parse_duration(environment("status-1")["RELAY_DRAIN_DELAY"])
     assert delay > int(fall) * parse_duration(interval)

@@ -4,16 +4,19 @@ import asyncio
 import contextlib
 import random
 import signal
+import socket
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
+from relay.cli.embedded import free_port
 from tests.conftest import ADMIN
 from tests.integration.fronts import Front
-from tests.integration.peers import Peer, Refused, Wire, address_of, head, wait_for
+from tests.integration.peers import Peer, Refused, Wire, address_of, ask, head, wait_for
 from tests.integration.topology import PORTS, RELAYS, Haproxy, Topology
 
 pytestmark = pytest.mark.needs("haproxy")
@@ -231,3 +234,63 @@ def test_the_relays_hear_who_comes_and_the_log_no_token(tmp_path):
     log = (tmp_path / "haproxy.log").read_text()
     assert "GET /r1:wepp\n" in log
     assert "secret" not in log
+
+
+@contextlib.contextmanager
+def name_server(addresses):
+    """Of Docker's kind: the address (A) of each name in `addresses`, a dict to be changed, and none other (AAAA)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+
+        def answer():
+            while (got := sock.recvfrom(512))[0]:
+                data, asker = got
+                end = data.index(b"\0", 12) + 5
+                name, kind = data[13 : end - 5].decode(), data[end - 4 : end - 2]
+                found = kind == b"\0\1" and name in addresses
+                record = b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4" + socket.inet_aton(addresses[name]) if found else b""
+                sock.sendto(data[:2] + b"\x81\x80\0\1\0" + bytes([found]) + b"\0" * 4 + data[12:end] + record, asker)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{sock.getsockname()[1]}"
+        finally:
+            sock.sendto(b"", sock.getsockname())
+            thread.join()
+
+
+class Container(BaseHTTPRequestHandler):
+    """Says at which address it is."""
+
+    def do_GET(self):
+        body = self.server.server_address[0].encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_container_that_is_made_anew_is_found_at_its_new_address(tmp_path):
+    port, name, addresses = free_port(), "status-1", {}
+    with contextlib.ExitStack() as stack:
+        for address in ("127.0.0.2", "127.0.0.3"):
+            server = stack.enter_context(ThreadingHTTPServer((address, port), Container))
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+        where = dict.fromkeys(RELAYS, f"{name}:{port}")
+        haproxy = Haproxy(tmp_path, where, DNS=stack.enter_context(name_server(addresses)))
+        stack.callback(haproxy.end)
+
+        def at():
+            return ask(haproxy.url("status"), head("/livez", "Connection: close")).body.decode()
+
+        assert "503" in at(), "it is not there yet"
+        for address in ("127.0.0.2", "127.0.0.3"):
+            addresses[name] = address
+            wait_for(lambda address=address: at() == address, f"the container at {address}")

@@ -36,12 +36,12 @@ def environment(name):
 class Haproxy:
     """haproxy as its image and Debian's unit start it, in master-worker mode, with deploy/haproxy.cfg as it is."""
 
-    def __init__(self, directory, addresses, hard_stop="2s"):
+    def __init__(self, directory, addresses, **options):
         self.ports = {service: free_port() for service in PORTS}
         self._admin = directory / "admin.sock"
         where = {name.replace("-", "_").upper(): address for name, address in addresses.items()}
         where |= {service.upper(): f"127.0.0.1:{port}" for service, port in self.ports.items()}
-        where |= {"ADMIN": str(self._admin), "HARD_STOP": hard_stop}
+        where |= {"ADMIN": str(self._admin), "HARD_STOP": "2s", **options}
         self.env = os.environ | {f"HAPROXY_{name}": value for name, value in where.items()}
         with (directory / "haproxy.log").open("wb") as log:
             command = ["haproxy", "-W", "-db", "-f", str(DEPLOY / "haproxy.cfg")]
