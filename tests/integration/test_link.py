@@ -123,7 +123,7 @@ def test_four_connections_however_many_clients(both, redis_server, join):
 
 
 def test_five_thousand_channels_are_resubscribed_within_two_seconds(relay, redis_server, knock):
-    process = relay("status", env={"REDIS_URL": redis_server.url})
+    process = relay("status", env={"REDIS_URL": redis_server.url, "STATUS_PING_INTERVAL": "60s"})
     wires = {f"run{number}:wepp": knock(f"{process.status_url}/run{number}:wepp") for number in range(5000)}
     for wire in wires.values():
         assert wire.answer().status == 101

@@ -44,7 +44,8 @@ def build_wheel(directory, **environment):
 
 @pytest.mark.needs("gcc")
 def test_a_release_wheel_holds_the_core_and_nothing_that_is_not_needed(tmp_path):
-    with zipfile.ZipFile(build_wheel(tmp_path, RELAY_REQUIRE_CORE="1")) as wheel:
+    built = os.environ.get("RELAY_TEST_WHEEL")  # by who builds one anyway
+    with zipfile.ZipFile(built or build_wheel(tmp_path, RELAY_REQUIRE_CORE="1")) as wheel:
         names = [name for name in wheel.namelist() if ".dist-info/" not in name]
         for module in ("relay/_fanout.", "relay/_swarm."):
             assert sum(name.startswith(module) and name.endswith(".so") for name in names) == 1

@@ -285,7 +285,7 @@ def heads(draw):
 
 
 @pytest.mark.row("F24")
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(heads())
 def test_nothing_is_plain_that_the_judge_refuses(data):
     compare(data)
