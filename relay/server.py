@@ -354,7 +354,8 @@ class Server:
         elif full or self.draining:
             if full:
                 self.core.breached(number, "connections")
-            self.core.refuse(client, handshake.busy("No room for more connections."))
+            why = "This relay is restarting." if self.draining else "No room for more connections."
+            self.core.refuse(client, handshake.busy(why))
         elif not self.core.watched(number, route.topic) and self.topics() >= self.settings.max_topics:
             self.core.breached(number, "topics")
             self.core.refuse(client, handshake.busy("This relay watches as many topics as it may."))
