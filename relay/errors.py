@@ -29,7 +29,7 @@ class ConfigError(RelayError):
 
 
 class RedisGivenUp(RelayError):  # noqa: N818 - says what happened; "RedisGivenUpError" would say it twice
-    """Redis stayed away for REDIS_MAX_RETRIES attempts (contract, section 6)."""
+    """Redis stayed away for `*_REDIS_MAX_RETRIES` attempts; unless that is set, it is tried for ever."""
 
     exit_code = 4
 

@@ -17,12 +17,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from decimal import Decimal
+from functools import wraps
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from dotenv.parser import parse_stream
 from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
 from relay.errors import ConfigError
@@ -50,7 +52,12 @@ from relay.values import (
 
 def _from_text(parse: Callable[[str], Any]) -> BeforeValidator:
     """Texts are parsed; values made in code are taken as they are."""
-    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
+
+    @wraps(parse)
+    def validate(value: Any) -> Any:
+        return parse(value) if isinstance(value, str) else value
+
+    return BeforeValidator(validate)
 
 
 Duration = Annotated[float, _from_text(parse_duration)]
@@ -76,12 +83,12 @@ class ServiceSettings(BaseModel, frozen=True, extra="forbid"):
     redis_request_timeout: PositiveDuration = 5.0
     redis_retry_base: PositiveDuration = 0.05
     redis_retry_max: PositiveDuration = 1.0
-    redis_max_retries: Annotated[int, _from_text(whole(0, MAX_INT))] = 0
+    redis_max_retries: Annotated[int, _from_text(whole(0, MAX_INT))] = Field(default=0, examples=["100"])
     log_level: Annotated[str, _from_text(level)] = Field(default="INFO", examples=["info"])
     allowed_origins: Annotated[tuple[str, ...], _from_text(origins)] = Field(
         default=(), examples=["https://wepp.cloud"]
     )
-    metrics_enabled: Bool = False
+    metrics_enabled: Bool = Field(default=False, examples=["true"])
     max_message_size: Size = 65536
 
 
@@ -89,9 +96,9 @@ class ProcessSettings(BaseModel, frozen=True, extra="forbid"):
     """Settings of the whole process, `RELAY_*`; durations in seconds, sizes in bytes, what is named so in ms."""
 
     workers: Annotated[int, _from_text(worker_count)] = Field(default=1, examples=["auto"])
-    coalesce_ms: Annotated[Decimal, _from_text(milliseconds)] = Decimal(0)
+    coalesce_ms: Annotated[Decimal, _from_text(milliseconds)] = Field(default=Decimal(0), examples=["20"])
     drain: Duration = 10.0
-    drain_delay: Duration = 0.0
+    drain_delay: Duration = Field(default=0.0, examples=["3s"])
     max_published_size: Size = 1 << 20
     max_connections: Annotated[int | None, _from_text(whole(1, MAX_INT))] = Field(default=None, examples=["10000"])
     # Bounds (DESIGN.md, "Bounds"; docs/metrics.md). 64 KiB is one read of a client, 128 headers what the judge of
@@ -112,9 +119,9 @@ class ProcessSettings(BaseModel, frozen=True, extra="forbid"):
     trusted_proxies: Annotated[Proxies, _from_text(Proxies.parse)] = Field(
         default=Proxies(), examples=["127.0.0.1,10.0.0.0/8,unix"]
     )
-    proxy_protocol: Bool = False
+    proxy_protocol: Bool = Field(default=False, examples=["true"])
     max_per_address: Annotated[int | None, _from_text(whole(1, MAX_INT))] = Field(default=None, examples=["100"])
-    set_keyspace_events: Bool = False
+    set_keyspace_events: Bool = Field(default=False, examples=["true"])
     internal_addr: OptionalAddress = Field(default=None, examples=["unix:/run/relay/internal.sock"])
     metrics_addr: OptionalAddress = Field(default=None, examples=["127.0.0.1:9090"])
     token_secret: SecretStr | None = None
@@ -258,6 +265,11 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
     return [(name, text, settings.sources.get(name, "default")) for name, text in rows]
 
 
+def example(field: FieldInfo) -> str:
+    """A value that is right, for the sentence about one that is not; the default where the field names no other."""
+    return str((field.examples or [_text(field.default)])[0])
+
+
 def _service(name: str, layers: list[_Layer], sources: dict[str, str]) -> ServiceSettings:
     listen, db = _DEFAULTS[name]
     prefix = f"{name.upper()}_"
@@ -283,8 +295,7 @@ def _read(
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        example = (model.model_fields[name].examples or [_text(model.model_fields[name].default)])[0]
-        raise _malformed(found[name], str(first["ctx"]["error"]), example) from None
+        raise _malformed(found[name], str(first["ctx"]["error"]), example(model.model_fields[name])) from None
 
 
 def _redis(prefix: str, layers: list[_Layer], db: int, sources: dict[str, str]) -> RedisAddress:

@@ -1,6 +1,7 @@
 """What the text of a variable means: durations, sizes, origins, addresses.
 
-Each parser takes the text, and raises ValueError with the part of the sentence that says what is wrong.
+Each parser takes the text, and raises ValueError with the part of the sentence that says what is wrong. The first line
+of its docstring says what it takes, for docs/configuration.md.
 """
 
 import contextlib
@@ -35,7 +36,12 @@ _LONGEST = 10_000 * 3600.0  # s: the core counts in 32 bits of 0.1 s
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a Go duration (Go's `time.ParseDuration`): `500ms`, `1m30s`, `1.5h`, `0`; never negative.
+    """A duration of 0s or longer.
+
+    As Go's `time.ParseDuration` reads it: `500ms`, `1m30s`, `1.5h`, `0`; never negative.
+
+    Returns:
+        Seconds.
 
     Raises:
         ValueError: it is none, with what is wrong.
@@ -67,14 +73,14 @@ def duration_text(seconds: float) -> str:
 
 
 def parse_bool(text: str) -> bool:
-    """A Go boolean (`strconv.ParseBool`)."""
+    """`true` or `false`, or another boolean of Go (`strconv.ParseBool`)."""
     if text not in _TRUE + _FALSE:
         raise ValueError(f"is neither true ({', '.join(_TRUE)}) nor false ({', '.join(_FALSE)})")
     return text in _TRUE
 
 
 def positive_duration(text: str) -> float:
-    """A duration that a timer can be set to."""
+    """A duration longer than 0s, up to 10000h."""
     if (seconds := parse_duration(text)) == 0:
         raise ValueError("must be longer than 0")
     if seconds > _LONGEST:
@@ -90,6 +96,7 @@ def duration_between(low: float, high: float) -> Callable[[str], float]:
             raise ValueError(f"is not from {duration_text(low)} to {duration_text(high)}")
         return seconds
 
+    parse.__doc__ = f"A duration from {duration_text(low)} to {duration_text(high)}."
     return parse
 
 
@@ -101,11 +108,12 @@ def whole(low: int, high: int) -> Callable[[str], int]:
             raise ValueError(f"is not a whole number from {low} to {high}, written in digits alone")
         return int(text)
 
+    parse.__doc__ = f"A whole number from {low} to {high}."
     return parse
 
 
 def worker_count(text: str) -> int:
-    """How many processes; `auto` is one for each processor that this one may use."""
+    """A whole number from 1 to 64, or `auto`: one for each processor that this process may use."""
     return min(processors(), MAX_WORKERS) if text == "auto" else whole(1, MAX_WORKERS)(text)
 
 
@@ -119,21 +127,21 @@ def processors(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 
 def milliseconds(text: str) -> Decimal:
-    """A number of milliseconds without a unit, as it was written."""
+    """A number from 0 to 1000, such as `20` or `2.5`: milliseconds, without a unit."""
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or Decimal(text) > 1000:
         raise ValueError("is not a number of milliseconds from 0 to 1000, such as 20 or 2.5, without a unit")
     return Decimal(text)
 
 
 def level(text: str) -> str:
-    """The name that `logging` has for a log level."""
+    """`debug`, `info`, `warn`, `warning` or `error`, in either case."""
     if text.lower() not in _LEVELS:
         raise ValueError(f"is not a log level: {', '.join(_LEVELS)}")
     return _LEVELS[text.lower()]
 
 
 def origins(text: str) -> tuple[str, ...]:
-    """Allowed origins, as browsers send them."""
+    """Origins as browsers send them: `https://host`, `https://host:port` or `*.domain`; commas between."""
     return tuple(_origin(part.strip()) for part in text.split(",")) if text else ()
 
 
