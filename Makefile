@@ -18,8 +18,8 @@ build: build/core.stamp
 demo: build
 	@$(BIN)/relay demo $(ARGS)
 
-# In two processes, for most of it waits; `ARGS=tests/unit/test_x.py JOBS=0` is one process.
-JOBS ?= 2
+# In three processes, for most of it waits; `ARGS=tests/unit/test_x.py JOBS=0` is one process.
+JOBS ?= 3
 test: build
 	$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
@@ -57,7 +57,7 @@ other-debug other-asan: other-%: build
 
 # Each row of faults, the long ones too, with a page on what was done and what held; at most 20 minutes.
 faults: build
-	RELAY_TEST_REPORT=build/faults.md $(BIN)/pytest -m 'row and not soak' -n $(JOBS) --dist loadfile $(ARGS)
+	RELAY_TEST_REPORT=build/faults.md $(BIN)/pytest -m 'row and not soak' -n 2 --dist loadfile $(ARGS)
 
 # The faults at random, on 500 clients: SOAK=seconds, SEED=what an earlier run printed.
 soak: build
