@@ -216,6 +216,7 @@ class PreflightJudge:
         self.gaps: list[tuple[float, float]] = []
         self.sure = False
         self.seen = None  # the state it holds
+        self._last = None  # the message that said so
         self._at = 0  # which of the ledger's states that is, at least
 
     def frame(self, now, message):
@@ -250,15 +251,17 @@ class PreflightJudge:
         state = (message.get("last_modified"), checks)
         self.got += 1
         states = self.written.states
-        if state == self.seen:
+        if message == self._last:
             self.broken.append(f"promise 7: {self.written.run} was told twice that it is {state}")
+        elif state == self.seen:
+            pass  # something else has changed, such as a lock
         elif state in states[self._at :]:
             self._at = states.index(state, self._at)
         elif state in states:
             self.broken.append(f"promise 7, never back in time: {self.written.run} is {state} again")
         else:
             self.broken.append(f"promise 7, no transient state: {self.written.run} never was {state}")
-        self.seen = state
+        self.seen, self._last = state, message
 
     def end(self):
         """Nothing more will be written."""
