@@ -147,10 +147,12 @@ class _Relay(Collector):
         read: Callable[[], Iterable[Reading]],
         bounds: Callable[[], Sequence[Bound]],
         lags: Callable[[], Iterable[Histogram]],
+        processes: Callable[[], "Processes"],
     ) -> None:
         self._read = read
         self._bounds = bounds
         self._lags = lags
+        self._processes = processes
 
     def collect(self) -> Iterator[Metric]:
         """Of prometheus_client: everything is read when it is asked for, nothing is kept twice."""
@@ -158,9 +160,50 @@ class _Relay(Collector):
             yield from _service(reading)
         yield from _limits("relay", self._bounds())
         yield _histogram("relay_loop_lag_seconds", "How late the loop's turns come.", added(self._lags()))
+        yield from _of_the_system(self._processes())
         build = GaugeMetricFamily("relay_build_info", "What runs here.", labels=["version", "core", "python"])
         build.add_metric([_version(), BUILD, platform.python_version()], 1)
         yield build
+
+
+class Processes(NamedTuple):
+    """What serves: what the system says of each process, by metric, and how many of them ended unasked."""
+
+    seen: Sequence[Mapping[str, float]]
+    restarts: int = 0
+
+
+def process() -> dict[str, float]:
+    """What the system says of this process, by metric (proc(5))."""
+    families = ProcessCollector(registry=None).collect()
+    return {sample.name: sample.value for family in families for sample in family.samples}
+
+
+# Of several processes: what is added up, and what is the least of theirs.
+_SUMS = {
+    "process_virtual_memory_bytes": "Virtual memory.",
+    "process_resident_memory_bytes": "Memory in use.",
+    "process_open_fds": "Open descriptors.",
+}
+_LEAST = {
+    "process_max_fds": "Descriptors that a process may have.",
+    "process_start_time_seconds": "When it began, unix time.",
+}
+
+
+def _of_the_system(processes: Processes) -> Iterator[Metric]:
+    def values(name: str) -> list[float]:
+        return [seen[name] for seen in processes.seen if name in seen]
+
+    seconds = values("process_cpu_seconds_total")
+    yield CounterMetricFamily("process_cpu_seconds", "Processor time.", sum(seconds))
+    for name, sentence in _SUMS.items():
+        yield GaugeMetricFamily(name, sentence, sum(values(name)))
+    for name, sentence in _LEAST.items():
+        yield GaugeMetricFamily(name, sentence, min(values(name), default=0.0))
+    serving = sum("process_resident_memory_bytes" in seen for seen in processes.seen)
+    yield GaugeMetricFamily("relay_workers", "Processes that serve.", serving)
+    yield CounterMetricFamily("relay_worker_restarts", "Workers that ended unasked.", processes.restarts)
 
 
 @cache
@@ -265,6 +308,7 @@ def exposition(
     read: Callable[[], Iterable[Reading]],
     bounds: Callable[[], Sequence[Bound]],
     lags: Callable[[], Iterable[Histogram]],
+    processes: Callable[[], Processes],
 ) -> bytes:
     """All metrics as text.
 
@@ -272,8 +316,8 @@ def exposition(
         read: gives the readings of all services, of each process that serves them.
         bounds: gives the bounds of the whole process.
         lags: gives for each process how late the turns of its loop come, as `Core.lag` does.
+        processes: gives what the system says of each.
     """
     registry = CollectorRegistry()
-    registry.register(_Relay(read, bounds, lags))
-    ProcessCollector(registry=registry)
+    registry.register(_Relay(read, bounds, lags, processes))
     return generate_latest(registry)

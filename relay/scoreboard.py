@@ -1,7 +1,7 @@
 """What each process of a relay with several knows of itself, in memory that all of them see.
 
-One row for each process, written whole, and read whole by whoever is asked for /metrics or /readyz. A row that is being
-written while it is read fails its checksum and is read again.
+One row for each process, read whole by whoever is asked for /metrics or /readyz. It has two halves, and the older one
+is written: what a process that is killed in the middle of it leaves behind is the row before.
 
 The supervisor's row is the first. It keeps what the workers that have ended have counted, and names them: from the
 moment in which that row is there their own rows count no longer, so that a sum neither misses nor doubles anything.
@@ -18,7 +18,7 @@ from typing import Any
 
 ROWS = 256
 ROW = 65536  # bytes
-_TRIES = 5
+HALF = ROW // 2
 _HEAD = struct.Struct("=QII")  # beat, size, checksum
 
 
@@ -36,6 +36,7 @@ class Row:
     readings: list[Any]  # of metrics.py, as the next two
     bounds: list[Any]
     lag: Any
+    process: Mapping[str, float]  # what the system says of it, by metric
     counts: Mapping[str, Any]  # of /debug
 
 
@@ -45,6 +46,8 @@ class Totals:
 
     readings: list[Any] = field(default_factory=list)
     lags: list[Any] = field(default_factory=list)
+    seconds: float = 0.0  # of the processor
+    began: float = 0.0  # unix seconds
     gone: frozenset[int] = frozenset()
     draining: bool = False
     restarts: int = 0  # of workers that ended unasked
@@ -65,35 +68,34 @@ class Scoreboard:
         self._memory = mmap.mmap(fd, ROWS * ROW)
 
     def write(self, number: int, row: Row | Totals) -> None:
-        """Puts a row in the place of the one before it.
+        """Puts a row in the place of the one before the last.
 
         Raises:
             ValueError: it is larger than there is room.
         """
         data = pickle.dumps(row, pickle.HIGHEST_PROTOCOL)
-        if len(data) > ROW - _HEAD.size:
-            raise ValueError(f"a row of {len(data)} bytes does not fit into {ROW}")
-        at = number * ROW
+        if len(data) > HALF - _HEAD.size:
+            raise ValueError(f"a row of {len(data)} bytes does not fit into {HALF}")
+        beat = self.beat(number) + 1
+        at = number * ROW + (beat & 1) * HALF
         self._memory[at + _HEAD.size : at + _HEAD.size + len(data)] = data
-        _HEAD.pack_into(self._memory, at, self.beat(number) + 1, len(data), zlib.crc32(data))
+        _HEAD.pack_into(self._memory, at, beat, len(data), zlib.crc32(data))
 
     def clear(self, number: int) -> None:
         """Empties a row."""
-        _HEAD.pack_into(self._memory, number * ROW, 0, 0, 0)
+        for at in (number * ROW, number * ROW + HALF):
+            _HEAD.pack_into(self._memory, at, 0, 0, 0)
 
     def beat(self, number: int) -> int:
         """How often the row has been written."""
-        return int(_HEAD.unpack_from(self._memory, number * ROW)[0])
+        return max(int(_HEAD.unpack_from(self._memory, number * ROW + half)[0]) for half in (0, HALF))
 
     def row(self, number: int) -> Any:
         """The row, or None: empty, or of another version of this program that cannot be understood."""
-        for _ in range(_TRIES):
-            _, size, checksum = _HEAD.unpack_from(self._memory, number * ROW)
-            if not size:
-                return None
-            at = number * ROW + _HEAD.size
-            data = self._memory[at : at + min(size, ROW)]
-            if zlib.crc32(data) == checksum:
+        heads = [(*_HEAD.unpack_from(self._memory, number * ROW + half), number * ROW + half) for half in (0, HALF)]
+        for _, size, checksum, at in sorted(heads, reverse=True):
+            data = self._memory[at + _HEAD.size : at + _HEAD.size + min(size, HALF)]
+            if size and zlib.crc32(data) == checksum:
                 try:
                     return pickle.loads(data)  # of our own processes: nobody else has the descriptor
                 except Exception:  # whatever newer or older code has put there

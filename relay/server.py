@@ -69,6 +69,12 @@ class Whole(internal.Whole, Protocol):
     def lags(self) -> Iterable[metrics.Histogram]:
         """How late the turns of each process' loop come."""
 
+    def processes(self) -> metrics.Processes:
+        """What the system says of each process."""
+
+    def write(self) -> None:
+        """Lets all others know what this process has counted."""
+
 
 class Server:
     """Both services, or one, of one process. It takes no connections until it is given listeners.
@@ -223,9 +229,13 @@ class Server:
     def release(self, slot: int) -> None:
         """Takes no more connections from the sockets of a slot: another process does."""
         for held in [held for held in self.held if held.slot == slot]:
-            self.core.stop_listening(fd=held.sock.fileno())
-            held.sock.close()
-            self.held.remove(held)
+            self.leave(held)
+
+    def leave(self, held: Held) -> None:
+        """Takes no more connections from a socket; the address of one that this process has made goes with it."""
+        self.core.stop_listening(fd=held.sock.fileno())
+        listeners.unlisten(held.sock)
+        self.held.remove(held)
 
     def fail(self, error: RelayError) -> None:
         """Ends the process with an error; where clients are, they are told to come back."""
@@ -271,9 +281,7 @@ class Server:
         while doors and waiting.poll(0) and self.loop.time() < until:
             self.core.poll()
         for held in doors:
-            self.core.stop_listening(fd=held.sock.fileno())
-            listeners.unlisten(held.sock)
-            self.held.remove(held)
+            self.leave(held)
         self.on_stopped()
 
     def _drain(self) -> None:
@@ -422,7 +430,7 @@ class Server:
 
     def exposition(self) -> bytes:
         """/metrics."""
-        return metrics.exposition(self.whole.readings, self.whole.bounds, self.whole.lags)
+        return metrics.exposition(self.whole.readings, self.whole.bounds, self.whole.lags, self.whole.processes)
 
     def readings(self) -> list[metrics.Reading]:
         """What /metrics shows."""
@@ -457,6 +465,13 @@ class Server:
     def lags(self) -> list[metrics.Histogram]:
         """How late the loop's turns come."""
         return [self.core.lag()]
+
+    def processes(self) -> metrics.Processes:
+        """What the system says of this process."""
+        return metrics.Processes([metrics.process()])
+
+    def write(self) -> None:
+        """There is nobody to let know."""
 
     def rows(self) -> list[Row]:
         """Of one process alone there is none."""
@@ -545,9 +560,8 @@ def run(settings: Settings, attach: Callable[[Server], object] | None = None) ->
             log.warning(warning)
         server = Server(settings, lines)
         if attach:
-            attached = attach(server)
+            attach(server)
         else:
-            attached = None
             if not sys.stdin.isatty():  # of a terminal that is closed it is the end
                 server.loop.add_signal_handler(signal.SIGHUP, log.warning, ALONE)
             for place in listeners.places(settings):
@@ -556,8 +570,10 @@ def run(settings: Settings, attach: Callable[[Server], object] | None = None) ->
         # What is here now stays: a collection that walked all of it again stopped every delivery for 12 ms.
         gc.collect()
         gc.freeze()
-        await server.run()
-        del attached
+        try:
+            await server.run()
+        finally:
+            server.whole.write()  # what its last clients were told
 
     with (
         to_stderr(min(levels, key=lambda level: int(logging.getLevelName(level)))) as lines,

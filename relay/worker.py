@@ -17,7 +17,8 @@ import socket
 from collections.abc import Iterable
 from typing import Any
 
-from relay import internal, metrics
+from relay import internal, listeners, metrics
+from relay.errors import ConfigError
 from relay.metrics import Bound, Histogram, Reading
 from relay.scoreboard import Row, Scoreboard
 from relay.server import Held, Server
@@ -71,9 +72,15 @@ class Worker:
         channel.setblocking(False)
         self._loop.add_reader(channel, self._read)
         server.whole = self
-        server.signals = [signal.SIGTERM]
+        server.signals = []
+        # A service manager sends SIGTERM to all processes; it is the supervisor that counts them.
+        self._loop.add_signal_handler(signal.SIGTERM, self._terminated)
         server.on_stopped = lambda: self._tell({"stopped": True})
         self._turn()
+
+    def _terminated(self) -> None:
+        if not self._server.draining:
+            self._server.stop("SIGTERM")
 
     # ---- the channel ----
 
@@ -97,6 +104,8 @@ class Worker:
 
     def _lost(self) -> None:
         self._loop.remove_reader(self._channel)
+        for held in [held for held in self._server.held if held.name in ("internal", "metrics")]:
+            self._server.leave(held)  # or the next supervisor could not have the address until this drain is over
         if not self._server.draining:
             self._server.drain("the supervisor is gone", 0.0)
 
@@ -124,7 +133,8 @@ class Worker:
         self.write()
         if not self._told_ready and (self._loop.time() > self._born + READY_IN or self._redis_is_known()):
             self._told_ready = True
-            self._tell({"ready": True})
+            settings = self._server.settings
+            self._tell({"ready": True, "ends_in": settings.drain_delay + settings.drain})
 
     def _redis_is_known(self) -> bool:
         links = ((service.link, service.commands) for service in self._server.services)
@@ -144,6 +154,7 @@ class Worker:
             readings=server.readings(),
             bounds=server.bounds(),
             lag=server.core.lag(),
+            process=metrics.process(),
             counts=server.facts.counts(),
         )
         self._board.write(self._row, row)
@@ -184,6 +195,12 @@ class Worker:
         totals, rows = self._board.rows()
         return [*totals.lags, *(row.lag for row in rows)]
 
+    def processes(self) -> metrics.Processes:
+        """What the system says of each worker, and of those that have ended what they have used."""
+        totals, rows = self._board.rows()
+        past = {"process_cpu_seconds_total": totals.seconds, "process_start_time_seconds": totals.began}
+        return metrics.Processes([past, *(row.process for row in rows)], totals.restarts)
+
 
 def run(settings: Settings, channel: int) -> int:
     """Serves as one of several until it has drained.
@@ -203,9 +220,11 @@ def run(settings: Settings, channel: int) -> int:
     welcome = hear(sock)
     if welcome is None:
         return 0
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
-        # A terminal sends Ctrl-C to the supervisor too, which passes it on; the others are for the supervisor alone.
-        signal.signal(number, signal.SIG_IGN)
     message, descriptors = welcome
+    if [place.name for place in listeners.places(settings)] != message["names"]:
+        raise ConfigError(
+            f"the settings have other listeners than {', '.join(message['names'])}, with which this relay was started: "
+            "restart it, for a reload leaves what is listened on as it is"
+        )
     board = Scoreboard(descriptors[0])
     return run_server(settings, lambda server: Worker(server, sock, message, board))

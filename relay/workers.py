@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,7 +26,7 @@ from typing import Any
 import uvloop
 
 from relay import listeners, metrics, notify
-from relay.errors import ConfigError, CoreMissing, ListenError, RedisGivenUp
+from relay.errors import RedisGivenUp
 from relay.logs import to_stderr
 from relay.scoreboard import ROWS, Row, Scoreboard, Totals
 from relay.settings import Settings
@@ -35,11 +36,10 @@ from relay.worker import hear, tell
 LIVED = 10.0  # seconds after which the end of a worker is no failure to start
 PAUSE_MOST = 30.0  # seconds between two tries to start one
 ANSWER_IN = 5.0  # seconds for a worker to give up its sockets
+PROVED_IN = 10.0  # seconds for a new worker to have its Redis, where the one before has
 STARTS_IN = 30.0  # seconds for a worker to be ready
 STUCK = 60  # looks, one a second, at which a row has not changed: its worker is killed and replaced
 REMEMBERED = 4 * ROWS  # workers that are gone
-# Exit codes of a first worker that would be those of any other.
-FATAL = {error.exit_code for error in (ConfigError, RedisGivenUp, ListenError, CoreMissing)}
 
 log = logging.getLogger("relay")
 
@@ -57,6 +57,8 @@ class Worker:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     released: dict[int, asyncio.Event] = field(default_factory=dict)
+    ends_in: float = 0.0  # seconds that its own drain takes
+    stopped: bool = False  # it accepts no more, whoever told it to
     code: int = 0
     beat: int = -1
     looks: int = 0  # since its row has changed
@@ -94,7 +96,7 @@ class Supervisor:
         self._command = command
         self._loop = asyncio.get_running_loop()
         self._board = Scoreboard()
-        self._totals = Totals()
+        self._totals = Totals(began=time.time())
         self._numbers = 0
         self._rows = set(range(1, ROWS))
         self._workers: set[Worker] = set()
@@ -127,6 +129,8 @@ class Supervisor:
             signal.SIGTTIN: self._one_more,
             signal.SIGTTOU: self._one_less,
         }
+        if sys.stdin.isatty():
+            orders[signal.SIGHUP] = self._stop  # the terminal is closed
         for number, order in orders.items():
             self._loop.add_signal_handler(number, order)
         for place in self._places:
@@ -158,16 +162,16 @@ class Supervisor:
 
     async def _start_all(self) -> None:
         """The first alone: what keeps it from starting keeps all of them, and is said once."""
-        first, *others = self._slots
-        worker = await self._begin(first)
-        await _either(worker.ready, worker.gone, timeout=STARTS_IN)
-        for slot in others:
-            await self._begin(slot)
-        for slot in others:
-            if slot.worker:
-                await _either(slot.worker.ready, slot.worker.gone, timeout=STARTS_IN)
+        async with self._one_by_one:
+            first, *others = self._slots
+            worker = await self._begin(first)
+            await _either(worker.ready, worker.gone, timeout=STARTS_IN)
+            begun = [(slot, await self._begin(slot)) for slot in others if not self._ending]
+            for slot, worker in begun:
+                await _either(worker.ready, worker.gone, timeout=STARTS_IN)
+                await self._hand(slot, worker)
         if not self._ending:
-            log.info(f"{len(self._workers)} workers serve")
+            log.info(f"{sum(slot.worker is not None for slot in self._slots)} workers serve")
             notify.tell("READY=1", self._status())
 
     def _status(self) -> str:
@@ -177,6 +181,7 @@ class Supervisor:
 
     async def _begin(self, slot: Slot) -> Worker:
         """A slot's worker, accepting at once where nobody does."""
+        self._lend()
         slot.worker = worker = await self._start(slot)
         if slot.holder is None:
             self._give(slot, worker)
@@ -190,12 +195,15 @@ class Supervisor:
                 str(theirs.fileno()),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
+                preexec_fn=_alone,
                 env=notify.without(os.environ),
             )
         self._numbers += 1
         ours.setblocking(False)
         worker = Worker(self._numbers, slot, self._rows.pop(), process, ours, self._loop.time())
-        worker.tell({"number": worker.number, "slot": slot.index, "row": worker.row}, [self._board.fd])
+        names = [place.name for place in self._places]
+        welcome = {"number": worker.number, "slot": slot.index, "row": worker.row, "names": names}
+        worker.tell(welcome, [self._board.fd])
         self._workers.add(worker)
         self._loop.add_reader(ours, self._hear, worker)
         self._do(self._watch(worker))
@@ -215,7 +223,11 @@ class Supervisor:
             return
         message = heard[0]
         if "ready" in message:
+            worker.ends_in = message["ends_in"]
             worker.ready.set()
+            self._lend()
+        elif "stopped" in message:
+            self._forsake(worker)
         elif "released" in message and (event := worker.released.pop(message["released"], None)):
             event.set()
 
@@ -228,20 +240,25 @@ class Supervisor:
         worker.gone.set()
         for event in worker.released.values():
             event.set()
-        for slot in (*self._slots, *self._unused):
-            if slot.holder is worker:
-                slot.holder = None
+        self._forsake(worker)
         if self._ending:
             if not self._workers:
                 self._ended.set()
-        elif worker.code == RedisGivenUp.exit_code or (worker.number == 1 and worker.code in FATAL):
-            self._code = worker.code  # it has said why
+        elif worker.code == RedisGivenUp.exit_code or (worker.number == 1 and not worker.ready.is_set()):
+            self._code = worker.code if worker.code > 0 else 1  # it has said why
             self._end_all()
         elif worker.slot.worker is worker:
-            worker.slot.worker = None
-            self._totals = replace(self._totals, restarts=self._totals.restarts + 1)
-            self._publish()
             await self._revive(worker)
+
+    def _forsake(self, worker: Worker) -> None:
+        """What it accepted on goes to others."""
+        worker.stopped = True
+        for slot in (*self._slots, *self._unused):
+            if slot.holder is worker:
+                slot.holder = None
+        self._lend()
+        if not self._ending and worker.slot.worker is worker and not worker.gone.is_set():  # by a signal of its own
+            self._do(self._revive(worker))
 
     def _retire(self, worker: Worker) -> None:
         """What it has counted is kept. Its row goes last: until then it is named as one that counts no longer."""
@@ -250,7 +267,8 @@ class Supervisor:
             kept = metrics.totals([*self._totals.readings, *map(metrics.ended, row.readings)])
             lags = [metrics.added([*self._totals.lags, row.lag])]
             gone = frozenset(sorted({*self._totals.gone, worker.number})[-REMEMBERED:])
-            self._totals = replace(self._totals, readings=kept, lags=lags, gone=gone)
+            seconds = self._totals.seconds + row.process.get("process_cpu_seconds_total", 0.0)
+            self._totals = replace(self._totals, readings=kept, lags=lags, gone=gone, seconds=seconds)
             self._publish()
         self._board.clear(worker.row)
         self._rows.add(worker.row)
@@ -261,17 +279,27 @@ class Supervisor:
     async def _revive(self, dead: Worker) -> None:
         """A worker that ended unasked comes back, the later the more often it did not even start."""
         slot = dead.slot
+        slot.worker = None
+        self._totals = replace(self._totals, restarts=self._totals.restarts + 1)
+        self._publish()
         lived = self._loop.time() - dead.started
         slot.failures = 0 if lived > LIVED else slot.failures + 1
         pause = 0.0 if not slot.failures else min(PAUSE_MOST, 0.25 * 2**slot.failures)
-        how = f"signal {-dead.code}" if dead.code < 0 else f"exit code {dead.code}"
+        gone = f"signal {-dead.code}" if dead.code < 0 else f"exit code {dead.code}"
+        how = gone if dead.gone.is_set() else "SIGTERM"
         log.error(f"worker {dead.process.pid} ended unasked ({how}); another one starts in {pause:g} s")
-        self._lend(slot)
-        await asyncio.sleep(pause)
-        if not self._ending and slot.worker is None and slot in self._slots:
-            worker = await self._begin(slot)
-            await _either(worker.ready, worker.gone, timeout=STARTS_IN)
-            await self._hand(slot, worker)
+        while True:
+            await asyncio.sleep(pause)
+            if self._ending or slot.worker is not None or slot not in self._slots:
+                return
+            try:
+                worker = await self._begin(slot)
+                break
+            except OSError as error:  # no memory, no process, no program just now
+                pause = min(PAUSE_MOST, max(0.5, 2 * pause))
+                log.error(f"no worker can be started ({error}); tried again in {pause:g} s")
+        await _either(worker.ready, worker.gone, timeout=STARTS_IN)
+        await self._hand(slot, worker)
 
     # ---- who accepts ----
 
@@ -280,11 +308,13 @@ class Supervisor:
         order = {"do": "accept", "slot": slot.index, "names": list(slot.socks), "shared": self._shared}
         worker.tell(order, [sock.fileno() for sock in slot.socks.values()])
 
-    def _lend(self, orphan: Slot) -> None:
-        """While a slot has no worker another one accepts for it; where there is none its newcomers wait."""
-        others = [slot.worker for slot in self._slots if slot.worker and slot.worker.ready.is_set()]
-        if orphan.holder is None and others:
-            self._give(orphan, min(others, key=lambda other: self._held_by(other)))
+    def _lend(self) -> None:
+        """Sockets that nobody accepts on go to who has least; where there is nobody their newcomers wait."""
+        workers = [slot.worker for slot in self._slots]
+        able = [each for each in workers if each and each.ready.is_set() and not each.stopped]
+        for slot in (*self._slots, *self._unused):
+            if slot.holder is None and able and not self._ending:
+                self._give(slot, min(able, key=self._held_by))
 
     def _held_by(self, worker: Worker) -> int:
         return sum(slot.holder is worker for slot in (*self._slots, *self._unused))
@@ -292,15 +322,18 @@ class Supervisor:
     async def _hand(self, slot: Slot, worker: Worker) -> None:
         """Gives a slot's sockets to a worker, once whoever has them has let go."""
         holder = slot.holder
-        if holder is worker or worker.gone.is_set():
+        if holder is worker or worker.stopped:
             return
         if holder is not None:
             event = holder.released[slot.index] = asyncio.Event()
             holder.tell({"do": "release", "slot": slot.index})
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(event.wait(), ANSWER_IN)
-        if not self._ending:
+        if not self._ending and not worker.stopped:
             self._give(slot, worker)
+        elif slot.holder is holder:  # it has let go, and the other one is gone meanwhile
+            slot.holder = None
+            self._lend()
 
     # ---- signals ----
 
@@ -312,20 +345,30 @@ class Supervisor:
     async def _replace_one_by_one(self) -> None:
         async with self._one_by_one:
             log.info("SIGHUP: the workers are replaced one by one")
-            for slot in list(self._slots):
-                if self._ending or (slot.worker and not await self._replace(slot)):
-                    break
-            else:
-                log.info("all workers are replaced")
-            self._hangups -= 1
+            try:
+                for slot in list(self._slots):
+                    if self._ending or (slot.worker and not await self._replace(slot)):
+                        break
+                else:
+                    log.info("all workers are replaced")
+            except OSError as error:
+                log.error(f"no worker can be started ({error}): the old ones stay")
+            finally:
+                self._hangups -= 1
             notify.tell(self._status())
 
     async def _replace(self, slot: Slot) -> bool:
         """Whether a slot has a new worker; where that one does not start, the old one stays."""
         new = await self._start(slot)
         await _either(new.ready, new.gone, timeout=STARTS_IN)
-        if new.gone.is_set() or not new.ready.is_set():
-            log.error(f"the new worker {new.process.pid} does not start (exit code {new.code}): the old ones stay")
+        why = "" if new.ready.is_set() else "is not ready in time"
+        if new.gone.is_set():
+            why = f"does not start (exit code {new.code})"
+        elif not why and not await self._served_as_well(slot.worker, new):
+            why = "has no Redis, and the one before has"
+        if why:
+            if not self._ending:
+                log.error(f"the new worker {new.process.pid} {why}: the old ones stay")
             new.tell({"do": "end"})
             return False
         old, slot.worker, slot.failures = slot.worker, new, 0
@@ -335,11 +378,25 @@ class Supervisor:
             await self._dismiss(old, "SIGHUP")
         return True
 
+    async def _served_as_well(self, old: Worker | None, new: Worker) -> bool:
+        """Whether newcomers are: settings that name another Redis must not take everybody to where nothing is."""
+        until = self._loop.time() + PROVED_IN
+        while old is not None and not new.gone.is_set():
+            before, after = self._board.row(old.row), self._board.row(new.row)
+            if not isinstance(before, Row) or any(before.why.values()):
+                return True
+            if isinstance(after, Row) and not any(after.why.values()):
+                return True
+            if self._loop.time() > until:
+                return False
+            await asyncio.sleep(0.1)
+        return not new.gone.is_set()
+
     async def _dismiss(self, worker: Worker, why: str) -> None:
         """Drains one whose sockets are another's already, and waits for its end."""
         worker.tell({"do": "drain", "delay": 0.0, "why": why})
         try:
-            await asyncio.wait_for(worker.gone.wait(), self._settings.drain + 10.0)
+            await asyncio.wait_for(worker.gone.wait(), worker.ends_in + 10.0)
         except TimeoutError:
             worker.process.kill()
 
@@ -350,10 +407,18 @@ class Supervisor:
         async with self._one_by_one:
             if self._ending or len(self._slots) >= MAX_WORKERS:
                 return
-            slot = self._unused.pop() if self._unused else self._new_slot()
+            try:
+                slot = self._unused.pop() if self._unused else self._new_slot()
+                self._unused.append(slot)
+                self._lend()
+                worker = await self._start(slot)
+            except OSError as error:
+                log.error(f"SIGTTIN: no worker can be started ({error})")
+                return
+            self._unused.remove(slot)
             self._slots.append(slot)
+            slot.worker = worker
             log.info(f"SIGTTIN: {len(self._slots)} workers from now on")
-            worker = await self._begin(slot)
             await _either(worker.ready, worker.gone, timeout=STARTS_IN)
             await self._hand(slot, worker)
             notify.tell(self._status())
@@ -370,8 +435,9 @@ class Supervisor:
             log.info(f"SIGTTOU: {len(self._slots)} workers from now on")
             leaving, slot.worker = slot.worker, None
             heir = min((s.worker for s in self._slots if s.worker), key=self._held_by, default=None)
-            if heir:
-                await self._hand(slot, heir)
+            for mine in [s for s in (*self._slots, *self._unused) if s is slot or s.holder is leaving]:
+                if heir:
+                    await self._hand(mine, heir)
             if leaving:
                 await self._dismiss(leaving, "SIGTTOU")
             notify.tell(self._status())
@@ -391,7 +457,8 @@ class Supervisor:
             worker.tell({"do": "drain", "delay": settings.drain_delay, "why": "the relay ends"})
         # The workers' are the last copies then: when they stop accepting, newcomers are refused and wait for nobody.
         self._loop.call_later(settings.drain_delay, self._close, ["status", "preflight"])
-        self._loop.call_later(settings.drain_delay + settings.drain + 10.0, self._end_all)
+        longest = max((worker.ends_in for worker in self._workers), default=0.0)
+        self._loop.call_later(max(longest, settings.drain_delay + settings.drain) + 10.0, self._end_all)
         if not self._workers:
             self._ended.set()
 
@@ -412,7 +479,8 @@ class Supervisor:
         """
         while True:
             await asyncio.sleep(1.0)
-            notify.tell("WATCHDOG=1")
+            if any(worker.ready.is_set() for worker in self._workers):
+                notify.tell("WATCHDOG=1")
             for worker in list(self._workers):
                 beat = self._board.beat(worker.row)
                 worker.looks = worker.looks + 1 if beat == worker.beat else 0
@@ -420,6 +488,12 @@ class Supervisor:
                 if worker.looks >= STUCK:
                     log.error(f"worker {worker.process.pid} hangs: it is killed")
                     worker.process.kill()
+
+
+def _alone() -> None:
+    """Of a worker, from its first moment: what a terminal sends to all processes is the supervisor's to pass on."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
+        signal.signal(number, signal.SIG_IGN)
 
 
 async def _either(*events: asyncio.Event, timeout: float) -> None:  # noqa: ASYNC109 - one word for the caller

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from tests.conftest import Relay
-from tests.integration.peers import Peer, Refused, wait_for
+from tests.integration.peers import Peer, Refused, close, wait_for
 
 DRAIN = {"RELAY_DRAIN": "200ms"}
 
@@ -207,6 +207,95 @@ def test_one_more_and_one_less(start, publish):
         peers += [stack.enter_context(Peer(f"{process.status_url}/run:wepp")) for _ in range(20)]
         publish("run:wepp", "to all")
         assert [peer.data() for peer in peers] == ["to all"] * 60
+
+
+def test_every_socket_has_somebody_whoever_comes_and_goes(start):
+    """One that was taken away had served for others: their sockets were nobody's, and 14 of 24 newcomers hung."""
+    process = start(3)
+    for count in (2, 1):
+        process.process.send_signal(signal.SIGTTOU)
+        wait_for(lambda count=count: len(workers(process)) == count, f"{count} workers", patience=20)
+    for _ in range(30):
+        Peer(f"{process.status_url}/run:wepp").leave()
+    before = workers(process)
+    os.kill(min(before), signal.SIGKILL)
+    wait_for(lambda: workers(process) - before, "another one")
+    for _ in range(30):
+        Peer(f"{process.status_url}/run:wepp").leave()
+
+
+def test_a_worker_that_is_asked_to_end_alone_drains_and_another_one_comes(start):
+    process = start(env={"RELAY_DRAIN": "3s"})
+    before = workers(process)
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(Peer(f"{process.status_url}/run:wepp")) for _ in range(30)]
+        with Newcomers(process.status_url) as newcomers:
+            os.kill(min(before), signal.SIGTERM)
+            wait_for(lambda: workers(process) - before, "another one", patience=2.5)
+            opened = newcomers.opened
+            wait_for(lambda: newcomers.opened > opened + 50, "served meanwhile", patience=2.5)
+        wait_for(lambda: min(before) not in workers(process), "its end")
+        told = 0
+        for peer in peers:
+            peer.socket.settimeout(0.05)
+            with contextlib.suppress(OSError):
+                told += peer.closed()[0] == 1012
+        assert 1 <= told <= 29, "its clients alone"
+
+
+def test_a_manager_that_asks_all_processes_to_end_is_heard_once(start):
+    """systemd's default: a worker that heard of it from the supervisor first took its own SIGTERM for a second one."""
+    process = start(env={"RELAY_DRAIN": "2s"})
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(Peer(f"{process.status_url}/run:wepp")) for _ in range(40)]
+        there = workers(process)
+        process.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: sum("the relay ends" in line for line in said(process)) == 2, "the order")
+        for pid in there:
+            os.kill(pid, signal.SIGTERM)
+        began = time.monotonic()
+        assert {peer.closed()[0] for peer in peers} == {1012}
+        assert time.monotonic() - began > 1.0, "spread over the drain"
+    assert process.process.wait(10) == 0
+    assert not any("at once" in line for line in said(process))
+
+
+def test_what_clients_were_told_last_is_counted(start):
+    process = start(env={"STATUS_METRICS_ENABLED": "true"})
+    for _ in range(2):
+        peers = [Peer(f"{process.status_url}/run:wepp") for _ in range(20)]
+        before = len([line for line in said(process) if "all workers are replaced" in line])
+        process.process.send_signal(signal.SIGHUP)
+        for peer in peers:
+            assert peer.closed()[0] == 1012
+            peer.send(close(1012))
+            peer.drop()
+        wait_for(
+            lambda before=before: len([x for x in said(process) if "all workers are replaced" in x]) > before,
+            "the replacement",
+            patience=30,
+        )
+    assert total(process, "status2_closes_total") == 40
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ("REDIS_URL=redis://127.0.0.1:1\n", "has no Redis, and the one before has"),
+        ("RELAY_INTERNAL_ADDR=127.0.0.1:0\n", "the settings have other listeners"),
+    ],
+)
+def test_hup_takes_nobody_to_where_nothing_is(start, tmp_path, redis_url, changed, why):
+    settings = tmp_path / "settings"
+    settings.write_text(f"REDIS_URL={redis_url}\n")
+    process = start(2, "--env-file", str(settings), env={"REDIS_URL": None})
+    before = workers(process)
+    settings.write_text(f"REDIS_URL={redis_url}\n{changed}" if "REDIS" not in changed else changed)
+    process.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: any(why in line for line in process.stderr), why, patience=20)
+    wait_for(lambda: any("the old ones stay" in line for line in said(process)), "that they stay")
+    wait_for(lambda: workers(process) == before, "the new one's end")
+    assert process.ready("status")
 
 
 def test_term_drains_all(start):

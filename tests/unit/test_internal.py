@@ -103,7 +103,7 @@ def alone(rig, *services):
 
 def row(slot, counts, **values):
     given = {"number": slot + 1, "at": 0.0, "pid": 100 + slot, "accepting": True, "draining": False, "why": {}}
-    return Row(slot=slot, readings=[], bounds=[], lag=None, counts=counts, **(given | values))
+    return Row(slot=slot, readings=[], bounds=[], lag=None, process={}, counts=counts, **(given | values))
 
 
 def test_debug_of_several_processes_is_of_all_and_of_each(rig):

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from relay._fanout import BUILD
-from relay.metrics import Bound, Reading, exposition, total
+from relay.metrics import Bound, Processes, Reading, exposition, process, total
 
 COUNTERS = {
     "connections": 3,
@@ -62,7 +62,7 @@ PREFLIGHT = replace(
 
 def samples(*readings):
     readings = readings or (STATUS, PREFLIGHT)
-    text = exposition(lambda: readings, lambda: COMMON, lambda: [LAG]).decode()
+    text = exposition(lambda: readings, lambda: COMMON, lambda: [LAG], lambda: Processes([process()])).decode()
     return {
         (s.name, next(iter(s.labels.values()), None)): s.value
         for family in text_string_to_metric_families(text)
@@ -118,7 +118,7 @@ def test_who_lags():
 
 
 def test_what_runs_and_what_it_takes():
-    text = exposition(lambda: [STATUS], lambda: COMMON, lambda: [LAG]).decode()
+    text = exposition(lambda: [STATUS], lambda: COMMON, lambda: [LAG], lambda: Processes([process()])).decode()
     labels = {
         s.name: s.labels for family in text_string_to_metric_families(text) for s in family.samples if s.value == 1
     }

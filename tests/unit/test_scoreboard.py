@@ -5,12 +5,12 @@ import os
 
 import pytest
 
-from relay.scoreboard import ROW, Row, Scoreboard, Totals
+from relay.scoreboard import HALF, ROW, Row, Scoreboard, Totals
 
 
 def row(number, slot=0, **values):
     given = {"at": 1.0, "pid": 7, "accepting": True, "draining": False, "why": {}, "readings": [], "bounds": []}
-    return Row(number=number, slot=slot, lag=None, counts={}, **(given | values))
+    return Row(number=number, slot=slot, lag=None, process={}, **({"counts": {}} | given | values))
 
 
 @pytest.fixture
@@ -27,11 +27,15 @@ def test_what_one_writes_another_reads(board):
     assert other.rows()[1] == [row(5, slot=1)]
 
 
-def test_a_row_that_is_being_written_is_no_row(board):
-    board.write(1, row(5))
-    assert board.row(1) == row(5)
-    board._memory[ROW + 40] ^= 0xFF
-    assert board.row(1) is None
+def test_who_ends_in_the_middle_of_a_row_leaves_the_one_before(board):
+    """One that was being written read as none: sums over all processes fell, and rose again."""
+    for beat in range(1, 4):
+        board.write(1, row(5, at=float(beat)))
+    newest = ROW + (3 & 1) * HALF + 40
+    board._memory[newest] ^= 0xFF
+    assert board.row(1) == row(5, at=2.0)
+    board._memory[newest] ^= 0xFF
+    assert board.row(1) == row(5, at=3.0)
 
 
 def test_who_is_counted_by_the_supervisor_is_counted_once(board):
@@ -51,7 +55,7 @@ def test_each_write_is_a_beat(board):
 def test_what_does_not_fit_is_refused_and_leaves_what_was(board):
     board.write(1, row(5))
     with pytest.raises(ValueError, match="does not fit"):
-        board.write(1, dataclasses.replace(row(5), counts={"x": "y" * ROW}))
+        board.write(1, dataclasses.replace(row(5), counts={"x": "y" * HALF}))
     assert board.row(1) == row(5)
 
 
