@@ -52,10 +52,17 @@ def places(settings: Settings) -> list[Place]:
 
 
 def beside(sock: socket.socket) -> socket.socket:
-    """One more socket for the TCP address of a `shared` one: the kernel spreads newcomers over them (SO_REUSEPORT)."""
-    other = _bound_tcp(sock.family, *sock.getsockname()[:2], shared=True)
-    other.setblocking(False)
-    other.listen(BACKLOG)
+    """One more socket for the TCP address of a `shared` one: the kernel spreads newcomers over them (SO_REUSEPORT).
+
+    Raises:
+        ListenError: there are no more descriptors, or another user's process has taken the address meanwhile.
+    """
+    try:
+        other = _bound_tcp(sock.family, *sock.getsockname()[:2], shared=True)
+        other.setblocking(False)
+        other.listen(BACKLOG)
+    except OSError as error:
+        raise ListenError(f"no second socket for {where(sock)}: {error.strerror}; see RELAY_WORKERS") from None
     return other
 
 

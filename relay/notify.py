@@ -5,6 +5,8 @@ import os
 import socket
 from collections.abc import Mapping, MutableMapping
 
+from relay.errors import ListenError
+
 FIRST = 3  # descriptor of those that are passed
 _OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
@@ -25,9 +27,18 @@ def without(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def passed(env: MutableMapping[str, str]) -> dict[str, int]:
-    """Descriptors of socket units that the manager has opened for this process, by name; `` where they have none."""
+    """Descriptors of socket units that the manager has opened for this process, by name; `` where they have none.
+
+    Raises:
+        ListenError: two of them have the same name, and one would be accepted on by nobody.
+    """
     if env.get("LISTEN_PID") != str(os.getpid()) or not env.get("LISTEN_FDS", "").isdecimal():
         return {}
     count = int(env["LISTEN_FDS"])
-    names = env.get("LISTEN_FDNAMES", "").split(":")
-    return {name: FIRST + number for number, name in enumerate([*names, *[""] * count][:count])}
+    names = [*env.get("LISTEN_FDNAMES", "").split(":"), *[""] * count][:count]
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise ListenError(
+            f"{len(doubled)} sockets that were passed have the name {doubled[0]!r}: give each listener one socket unit "
+            "with one ListenStream=, and FileDescriptorName=status or preflight"
+        )
+    return {name: FIRST + number for number, name in enumerate(names)}

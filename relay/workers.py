@@ -26,7 +26,7 @@ from typing import Any
 import uvloop
 
 from relay import listeners, metrics, notify
-from relay.errors import RedisGivenUp
+from relay.errors import ListenError, RedisGivenUp
 from relay.logs import to_stderr
 from relay.scoreboard import ROWS, Row, Scoreboard, Totals
 from relay.settings import Settings
@@ -412,7 +412,7 @@ class Supervisor:
                 self._unused.append(slot)
                 self._lend()
                 worker = await self._start(slot)
-            except OSError as error:
+            except (OSError, ListenError) as error:
                 log.error(f"SIGTTIN: no worker can be started ({error})")
                 return
             self._unused.remove(slot)

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from relay import notify
+from relay.errors import ListenError
 from tests.conftest import ROOT
 from tests.integration.peers import Peer
 
@@ -74,3 +76,12 @@ def test_a_listening_socket_is_passed_by_the_manager(redis_url, workers, tmp_pat
                 finally:
                     process.terminate()
                     assert process.wait(15) == 0
+
+
+def test_two_sockets_of_one_name_are_refused():
+    """systemd gives all of a unit the same one: of two the first was accepted on by nobody, and its clients hung."""
+    env = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": "status:status"}
+    with pytest.raises(ListenError, match="FileDescriptorName="):
+        notify.passed(env)
+    assert notify.passed({**env, "LISTEN_FDNAMES": "status:preflight"}) == {"status": 3, "preflight": 4}
+    assert notify.passed({**env, "LISTEN_PID": "1"}) == {}
