@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +50,23 @@ def places(settings: Settings) -> list[Place]:
     found = [Place(s.name, s.listen, f"{s.name.upper()}_LISTEN_ADDR", 0o666) for s in settings.services]
     own = {"internal": settings.internal_addr, "metrics": settings.metrics_addr}
     return found + [Place(name, at, f"RELAY_{name.upper()}_ADDR", 0o660) for name, at in own.items() if at]
+
+
+def open_all(found: Iterable[Place], *, shared: bool = False) -> dict[str, socket.socket]:
+    """The listening sockets of all places, by name; or none of them.
+
+    Raises:
+        ListenError: one of them cannot be had.
+    """
+    opened: dict[str, socket.socket] = {}
+    try:
+        for place in found:
+            opened[place.name] = place.open(shared=shared)
+    except ListenError:
+        for sock in opened.values():
+            unlisten(sock)  # the path of a Unix socket would stay
+        raise
+    return opened
 
 
 def beside(sock: socket.socket) -> socket.socket:

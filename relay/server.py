@@ -116,6 +116,7 @@ class Server:
         self.services: list[Service] = [self._make_service(s) for s in settings.services]
         self._let_in()
         self.draining = False
+        self._refusing = True  # newcomers, while draining
         self.ended: asyncio.Future[None] = self.loop.create_future()
         self._coalesce = float(settings.coalesce_ms) / 1000
         self._waiting: asyncio.TimerHandle | None = None
@@ -252,8 +253,13 @@ class Server:
             return
         self.drain(why, self.settings.drain_delay)
 
-    def drain(self, why: str, delay: float) -> None:
-        """Not ready from now on, no accepts after `delay` seconds, then closes spread evenly."""
+    def drain(self, why: str, delay: float, *, refusing: bool = True) -> None:
+        """Not ready from now on, no accepts after `delay` seconds, then closes spread evenly.
+
+        With `refusing` who comes meanwhile is answered 503. Else, where others serve, who has been accepted and not
+        read yet is let in, and told to come back with the others.
+        """
+        self._refusing = refusing
         log.info(f"{why}: draining for {self.settings.drain:g} s at most")
         notify.tell("STOPPING=1")
         self._refuse_newcomers()
@@ -359,10 +365,10 @@ class Server:
             sentence = f"{request.path[:100]} is a websocket: connect with ws:// or wss://.\n"
             extra = [("Upgrade", "websocket")]
             self.core.refuse(client, plain("426 Upgrade Required", sentence, extra, head=request.method == "HEAD"))
-        elif full or self.draining:
+        elif full or (self.draining and self._refusing):
             if full:
                 self.core.breached(number, "connections")
-            why = "This relay is restarting." if self.draining else "No room for more connections."
+            why = "No room for more connections." if full else "This relay is restarting."
             self.core.refuse(client, handshake.busy(why))
         elif not self.core.watched(number, route.topic) and self.topics() >= self.settings.max_topics:
             self.core.breached(number, "topics")
@@ -564,8 +570,10 @@ def run(settings: Settings, attach: Callable[[Server], object] | None = None) ->
         else:
             if not sys.stdin.isatty():  # of a terminal that is closed it is the end
                 server.loop.add_signal_handler(signal.SIGHUP, log.warning, ALONE)
-            for place in listeners.places(settings):
-                server.accept_on(Held(place.name, place.open()), shared=place.address.kind == "fd")
+            places = listeners.places(settings)
+            inherited = [place.name for place in places if place.address.kind == "fd"]  # perhaps by others too
+            for name, sock in listeners.open_all(places).items():
+                server.accept_on(Held(name, sock), shared=name in inherited)
             server.notify()
         # What is here now stays: a collection that walked all of it again stopped every delivery for 12 ms.
         gc.collect()

@@ -3,7 +3,7 @@
 The channel is a pair of Unix sockets that keep messages apart, JSON with descriptors beside it:
 
     accept   slot, shared names; a socket for each     release   slot: its sockets are another's from now on
-    drain    delay, why                                end       at once
+    drain    delay, why, refuse (newcomers)            end       at once
 
 and back `ready` (Redis has answered, or is known to be away), `released` and `stopped` (nothing is accepted any more).
 When the channel ends the supervisor is gone, and nobody would restart this process: it drains.
@@ -80,7 +80,7 @@ class Worker:
 
     def _terminated(self) -> None:
         if not self._server.draining:
-            self._server.stop("SIGTERM")
+            self._server.drain("SIGTERM", self._server.settings.drain_delay, refusing=False)
 
     # ---- the channel ----
 
@@ -121,7 +121,7 @@ class Worker:
             self._server.release(order["slot"])
             self._tell({"released": order["slot"]})
         elif order["do"] == "drain" and not self._server.draining:  # else it was told by a signal as well
-            self._server.drain(order["why"], order["delay"])
+            self._server.drain(order["why"], order["delay"], refusing=order["refuse"])
         elif order["do"] == "end":
             self._server.end()
         self.write()

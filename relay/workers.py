@@ -107,7 +107,7 @@ class Supervisor:
         self._code = 0
         self._ended = asyncio.Event()
         self._places = listeners.places(settings)
-        self._first = {place.name: place.open(shared=True) for place in self._places}
+        self._first = listeners.open_all(self._places, shared=True)
         self._shared = [place.name for place in self._places if place.address.kind != "tcp"]
         self._slots = [Slot(0, self._first)]
         self._unused: list[Slot] = []  # slots whose worker was taken away: another one serves them
@@ -165,6 +165,8 @@ class Supervisor:
         async with self._one_by_one:
             first, *others = self._slots
             worker = await self._begin(first)
+            for slot in others:
+                self._give(slot, worker)  # until their own are ready: nobody waits for a Redis that says nothing
             await _either(worker.ready, worker.gone, timeout=STARTS_IN)
             begun = [(slot, await self._begin(slot)) for slot in others if not self._ending]
             for slot, worker in begun:
@@ -248,7 +250,9 @@ class Supervisor:
             self._code = worker.code if worker.code > 0 else 1  # it has said why
             self._end_all()
         elif worker.slot.worker is worker:
+            notify.tell(self._status())
             await self._revive(worker)
+            notify.tell(self._status())
 
     def _forsake(self, worker: Worker) -> None:
         """What it accepted on goes to others."""
@@ -325,7 +329,7 @@ class Supervisor:
         if holder is worker or worker.stopped:
             return
         if holder is not None:
-            event = holder.released[slot.index] = asyncio.Event()
+            event = holder.released.setdefault(slot.index, asyncio.Event())
             holder.tell({"do": "release", "slot": slot.index})
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(event.wait(), ANSWER_IN)
@@ -394,7 +398,7 @@ class Supervisor:
 
     async def _dismiss(self, worker: Worker, why: str) -> None:
         """Drains one whose sockets are another's already, and waits for its end."""
-        worker.tell({"do": "drain", "delay": 0.0, "why": why})
+        worker.tell({"do": "drain", "delay": 0.0, "why": why, "refuse": False})
         try:
             await asyncio.wait_for(worker.gone.wait(), worker.ends_in + 10.0)
         except TimeoutError:
@@ -454,7 +458,7 @@ class Supervisor:
         self._totals = replace(self._totals, draining=True)
         self._publish()
         for worker in self._workers:
-            worker.tell({"do": "drain", "delay": settings.drain_delay, "why": "the relay ends"})
+            worker.tell({"do": "drain", "delay": settings.drain_delay, "why": "the relay ends", "refuse": True})
         # The workers' are the last copies then: when they stop accepting, newcomers are refused and wait for nobody.
         self._loop.call_later(settings.drain_delay, self._close, ["status", "preflight"])
         longest = max((worker.ends_in for worker in self._workers), default=0.0)

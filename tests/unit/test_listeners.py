@@ -89,3 +89,11 @@ def test_one_that_shares_is_not_shared_with_strangers(shared):
     first = listen("127.0.0.1:0", shared=True)
     with first, pytest.raises(ListenError, match="something else listens there already"):
         listen(f"127.0.0.1:{first.getsockname()[1]}", shared=shared)
+
+
+def test_where_one_cannot_be_had_none_is(tmp_path):
+    env = {"STATUS_LISTEN_ADDR": f"unix:{tmp_path / 'status.sock'}", "PREFLIGHT_LISTEN_ADDR": "203.0.113.7:9001"}
+    places = listeners.places(settings.load(env=env))
+    with pytest.raises(ListenError, match="PREFLIGHT_LISTEN_ADDR"):
+        listeners.open_all(places)
+    assert not (tmp_path / "status.sock").exists()
