@@ -232,7 +232,7 @@ def test_prometheus_asks_each_relay():
     """By its name and not through haproxy, where each answer would be another one's."""
     (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
     asked = [target for config in job["static_configs"] for target in config["targets"]]
-    assert asked == [name + environment(name)["RELAY_INTERNAL_ADDR"] for name in RELAYS]
+    assert asked == [name + environment(name)["RELAY_METRICS_ADDR"] for name in RELAYS]
 
 
 # ---- haproxy ----

@@ -131,6 +131,7 @@ class Topology:
             "RELAY_DRAIN": "300ms",
             "RELAY_DRAIN_DELAY": DRAIN_DELAY,
             "RELAY_INTERNAL_ADDR": f"unix:{directory}/internal.sock",
+            "RELAY_METRICS_ADDR": f"unix:{directory}/metrics.sock",
             "RELAY_TRUSTED_PROXIES": "127.0.0.1",
         }
         arguments = COMPOSE["services"][name]["command"][1:]
