@@ -41,7 +41,7 @@ pytest_plugins = ["tests.faults.report"]
 # --- tools that may be missing -----------------------------------------------------------------------------
 
 REQUIRE_ALL = os.environ.get("RELAY_TEST_REQUIRE") == "all"
-RIGHTS = ("root", "mount", "netns")
+RIGHTS = ("root", "mount", "netns", "ptrace")
 _skipped_for = defaultdict(list)  # tool -> ids of the tests that did not run without it
 
 
@@ -58,14 +58,20 @@ def missing(tools):
 
 @functools.cache
 def _has_right(name):
-    """'root', to change the network; 'mount', to mount a file system, and 'netns', to make a network of one's own,
+    """'root', to change the network; 'mount', to mount a file system, 'netns', to make a network of one's own, and
 
-    which root in a container may not.
+    'ptrace', to look at other processes (strace), which root in a container may not.
     """
+    if name == "ptrace":
+        return shutil.which("strace") is not None and _succeeds("strace", "-f", "-o", os.devnull, "true")
     if name == "root" or os.geteuid() != 0:
         return os.geteuid() == 0
     kind = {"mount": "--mount", "netns": "--net"}[name]
-    return subprocess.run(["unshare", kind, "true"], capture_output=True, check=False).returncode == 0
+    return _succeeds("unshare", kind, "true")
+
+
+def _succeeds(*command):
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def pytest_runtest_setup(item):

@@ -519,7 +519,7 @@ def test_five_thousand_come_back_within_a_second(relay, redis_server, told):
 
 
 @pytest.mark.row("F31")
-@pytest.mark.needs("strace", "root")
+@pytest.mark.needs("strace", "ptrace", "root")
 @pytest.mark.parametrize("error", ["EPIPE", "ECONNRESET", "ENOBUFS"])
 def test_a_send_fails_in_the_middle_of_a_fan_out(relay, redis_server, recorder, worker, tmp_path, told, error):
     process = relay("status", env={"REDIS_URL": redis_server.url})

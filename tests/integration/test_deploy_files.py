@@ -137,7 +137,7 @@ def system_calls(names):
     return set().union(*(unfolded(word) for word in names))
 
 
-@pytest.mark.needs("systemd-analyze", "strace", "root")
+@pytest.mark.needs("systemd-analyze", "strace", "ptrace", "root")
 def test_a_native_unit_forbids_nothing_that_the_relay_does(redis_url, tmp_path):
     """From the start to the end of a drain, with a websocket; under strace each call is seen."""
     log, address = tmp_path / "strace", f"127.0.0.1:{free_port()}"

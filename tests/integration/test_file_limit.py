@@ -111,7 +111,7 @@ def test_when_full_newcomers_get_503_and_nothing_spins(limited, peers, worker, r
 
 
 @pytest.mark.row("F30")
-@pytest.mark.needs("strace", "root")
+@pytest.mark.needs("strace", "ptrace", "root")
 @pytest.mark.parametrize("error", ["ENOBUFS", "ENOMEM", "ENFILE", "ECONNABORTED"])
 @pytest.mark.parametrize("service", ["status", "preflight"])
 def test_errors_of_accept_are_waited_out(relay, redis_server, tmp_path, service, error):
