@@ -29,6 +29,7 @@ MESSAGE = 65536  # bytes at most
 DESCRIPTORS = 16
 READY_IN = 5.0  # seconds after which a worker counts as ready whatever Redis does
 ROW_EVERY = 0.5  # seconds
+MOST_SAID = 500  # characters of a sentence in a row
 LATE = 5.0  # seconds for which a row may stay as it is until its worker counts as hanging
 
 
@@ -143,6 +144,8 @@ class Worker:
     def write(self) -> None:
         """Writes this process' row."""
         server = self._server
+        # What Redis says may be in there, at any length; a row that does not fit would make this worker one that hangs.
+        why = {s.name: [said[:MOST_SAID] for said in internal.obstacles(s, server.draining)] for s in server.services}
         row = Row(
             number=self._number,
             at=self._loop.time(),
@@ -150,7 +153,7 @@ class Worker:
             pid=os.getpid(),
             accepting=bool(server.held) and not server.draining,
             draining=server.draining,
-            why={service.name: internal.obstacles(service, server.draining) for service in server.services},
+            why=why,
             readings=server.readings(),
             bounds=server.bounds(),
             lag=server.core.lag(),

@@ -275,6 +275,18 @@ class Relay:
     def _url(self, service):
         return f"ws://127.0.0.1:{self.ports[service]}" if service in self.ports else None
 
+    def __enter__(self):
+        """Ready, or ended and an error; ended with the block in any case."""
+        try:
+            self.wait("ready")
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.end()
+
     @property
     def stderr(self):
         """The lines written to stderr until now."""

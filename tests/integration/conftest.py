@@ -16,12 +16,8 @@ from tests.integration.worker_rig import RUN
 @pytest.fixture(scope="module")
 def standing(_shared_redis, tmp_path_factory):
     """One relay with both services for all tests of a module that ask nothing special of it: it must outlast them."""
-    process = Relay([], {"REDIS_URL": _shared_redis.url}, tmp_path_factory.mktemp("relay"))
-    try:
-        process.wait("ready")
+    with Relay([], {"REDIS_URL": _shared_redis.url}, tmp_path_factory.mktemp("relay")) as process:
         yield process
-    finally:
-        process.end()
 
 
 @pytest.fixture

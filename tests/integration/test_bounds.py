@@ -58,12 +58,8 @@ class Bounded(Relay):
 def bounded(_shared_redis, tmp_path_factory):
     env = {name: str(value) for name, value in BOUNDS.items()}
     env |= {"REDIS_URL": _shared_redis.url, "STATUS_METRICS_ENABLED": "1"}
-    process = Bounded([], env, tmp_path_factory.mktemp("relay"))
-    try:
-        process.wait("ready")
+    with Bounded([], env, tmp_path_factory.mktemp("relay")) as process:
         yield process
-    finally:
-        process.end()
 
 
 @pytest.fixture

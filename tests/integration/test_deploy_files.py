@@ -235,6 +235,13 @@ def test_prometheus_asks_each_relay():
     assert asked == [name + environment(name)["RELAY_METRICS_ADDR"] for name in RELAYS]
 
 
+def test_details_are_for_who_is_on_the_machine():
+    for name in RELAYS:
+        assert environment(name)["RELAY_INTERNAL_ADDR"].startswith("unix:/")
+    for service in PORTS:
+        assert "Environment=RELAY_INTERNAL_ADDR=unix:/" in (DEPLOY / f"relay-{service}.service").read_text()
+
+
 # ---- haproxy ----
 
 

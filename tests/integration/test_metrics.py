@@ -38,12 +38,8 @@ class Measured(Relay):
 @pytest.fixture(scope="module")
 def measured(_shared_redis, tmp_path_factory):
     env = {"REDIS_URL": _shared_redis.url, "PREFLIGHT_METRICS_ENABLED": "true", **ENV}
-    process = Measured([], env, tmp_path_factory.mktemp("relay"))
-    try:
-        process.wait("ready")
+    with Measured([], env, tmp_path_factory.mktemp("relay")) as process:
         yield process
-    finally:
-        process.end()
 
 
 @pytest.fixture
