@@ -49,8 +49,7 @@ class Bench(Rig):
     def read(self, slices):
         """What the link does with a read from Redis, but for the sending."""
         for part in slices:
-            self.reader.feed(part)
-            self.core.consume(self.reader, self.service)
+            self.intake.take(part)
 
     def clear(self):
         """Everything sent and read."""

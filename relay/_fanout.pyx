@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The fan-out core: sockets, websocket frames, topics. It knows no Redis command, no settings and no service rule.
 
-How bytes move. `consume` turns pub/sub replies into frames at the end of each topic's open burst. `flush` seals the
+How bytes move. `Intake` turns pub/sub messages into frames at the end of each topic's open burst. `flush` seals the
 bursts and gives each client of the topic one send(2) of the shared bytes; whoever does not take them at once owes a
 reference (his backlog) and waits for EPOLLOUT. `poll` serves the sockets: accepts, request heads, inbound frames,
 drains. `tick` (every 100 ms) sends heartbeats and gives up on the silent. Closing is always deferred: a connection
@@ -44,7 +44,7 @@ cdef enum:
     EVENTS = 256            # epoll events of one round
     ROUNDS = 4              # rounds of one poll
     ACCEPTS = 64            # connections taken from one listener in one round
-    FEED = 16384            # bytes: hiredis moves its whole unread tail for every KiB consumed, so never feed it more at once
+    FEED = 16384            # bytes that are taken from a read at once
     SLICE_NS = 2000000      # deliveries and handshakes run so long before the event loop gets its turn
     INBOX = 65536           # one read of a client
     PROMPT_TICKS = 2        # a head that has not come by now makes way, where there is no room or the end has come
@@ -64,7 +64,9 @@ cdef enum:
     UNFINISHED = 0xFFFFFFFF # marks what a flush has left
     TRIM = 16777216         # bytes of frames that must have gone before their memory is given back
     SWEEP = 10              # every slot is looked at once in so many ticks
+    BLOCK = 32              # neighbouring slots that are looked at in one tick
     MOST_ANSWER = 512       # bytes of a 101 that the core builds
+    SMALL = 192             # bytes of a burst that one line or two fit into
     MOST_BURST = 6553       # frames at once: what a slot's 16 bits can count in tenths
 
 FEED_SIZE = FEED
@@ -95,18 +97,6 @@ cdef inline int64_t now_ns() noexcept:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
     return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
-
-
-cdef inline bint is_bytes(object value, bytes text) noexcept:
-    return type(value) is bytes and PyBytes_GET_SIZE(value) == PyBytes_GET_SIZE(text) and \
-        memcmp(PyBytes_AS_STRING(value), PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text)) == 0
-
-
-cdef inline bint is_message(object reply) noexcept:
-    """Whether a reply is a pub/sub message: three byte strings, `message` first. What else a peer sends is not trusted."""
-    return type(reply) is list and PyList_GET_SIZE(reply) == 3 and \
-        is_bytes(<object>PyList_GET_ITEM(reply, 0), MESSAGE) and \
-        type(<object>PyList_GET_ITEM(reply, 1)) is bytes and type(<object>PyList_GET_ITEM(reply, 2)) is bytes
 
 
 cdef uint32_t ticks(double seconds) except? 0:
@@ -167,42 +157,11 @@ cdef class Core(Newcomers):
 
     # ---- from Redis to the bursts ----
 
-    def consume(self, reader, int service) -> list:
-        """Runs a `hiredis.Reader` dry: messages for watched topics become frames, the rest is returned in order.
-
-        Stops behind an acknowledgement (and any other reply that is no message), so that what it means takes effect
-        before the messages behind it: call again until the list is empty.
-
-        Raises:
-            hiredis.ProtocolError: bytes that are no reply.
-        """
-        self.read_at = now_ns()
-        return self.run_dry(reader.gets, self.services[service])
-
-    cdef list run_dry(self, gets, Service s):
-        cdef list rest = []
-        cdef object reply
-        cdef void *topic
-        while True:
-            reply = gets()
-            if reply is False:  # what hiredis says when it has no whole reply left
-                return rest
-            if not is_message(reply):
-                rest.append(reply)
-                return rest
-            s.arrived += 1
-            topic = <void *>PyDict_GetItem(s.topics, <object>PyList_GET_ITEM(reply, 1))
-            if topic is NULL:
-                rest.append(reply)
-                continue
-            self.append_message(<Topic>topic, <object>PyList_GET_ITEM(reply, 2))
-
-    cdef int append_message(self, Topic topic, object payload) except -1:
+    cdef int append_message(self, Topic topic, const unsigned char *text, size_t size) except -1:
         """The envelope around the escaped text, at the end of the open burst."""
-        cdef const unsigned char *text = <const unsigned char *>PyBytes_AS_STRING(payload)
-        cdef Py_ssize_t length = PyBytes_GET_SIZE(payload)
         cdef Service service = topic.service
-        cdef size_t size = <size_t>length, inner, body
+        cdef size_t inner, body
+        cdef Py_ssize_t length
         cdef bint ascii = True, plain
         cdef unsigned char *out
         cdef Burst *burst
@@ -213,8 +172,8 @@ cdef class Core(Newcomers):
         plain = is_plain(text, size, &ascii)
         if not ascii:
             # The interpreter's decoder judges and mends: every byte that is no UTF-8 becomes U+FFFD.
-            payload = PyUnicode_DecodeUTF8(<const char *>text, length, b"replace")
-            text = <const unsigned char *>PyUnicode_AsUTF8AndSize(payload, &length)
+            mended = PyUnicode_DecodeUTF8(<const char *>text, <Py_ssize_t>size, b"replace")
+            text = <const unsigned char *>PyUnicode_AsUTF8AndSize(mended, &length)
             size = <size_t>length
         inner = size if plain else escaped_size(text, size)
         body = PyBytes_GET_SIZE(service.prefix) + inner + PyBytes_GET_SIZE(service.suffix)
@@ -243,7 +202,7 @@ cdef class Core(Newcomers):
             burst.frames = 0
             burst.read_at = self.read_at
         if burst is NULL:
-            burst = burst_new(max(size, <size_t>192))
+            burst = burst_new(max(size, <size_t>SMALL))
             burst.read_at = self.read_at
         else:
             burst = burst_grow(burst, size)
@@ -543,73 +502,4 @@ cdef class Core(Newcomers):
         return 0
 
 
-cdef class Intake:
-    """What a link reads from Redis, into the core: the two methods of asyncio.BufferedProtocol that each read calls.
-
-    The one way of every message, so that none of it is left to the interpreter: its code is cold whenever a message
-    comes alone. The class that derives from it has `rest()`, called where all others should have their turn before the
-    next read, and `too_large()` and `unreadable(error)`, which throw the connection away.
-
-    Attributes:
-        core: what the messages go into.
-        service: whose messages these are, its number.
-        deliver: called behind the last message of a read, and before where a topic has so much by now that it should
-            wait no longer: escaped, one read can be six times as long.
-        max_reply: bytes of a reply that is not complete yet; with more `too_large` is called.
-        heard_at: seconds of the monotonic clock at which the last bytes came.
-    """
-
-    cdef public Core core
-    cdef public int service
-    cdef public object deliver
-    cdef public Py_ssize_t max_reply
-    cdef public double heard_at
-    cdef object feed, gets, unread, buffer, on_reply
-    cdef Py_ssize_t most    # bytes of one read
-
-    def read_by(self, reader, buffer, on_reply) -> None:
-        """Begins a connection.
-
-        Args:
-            reader: a `hiredis.Reader` that nothing has been fed to.
-            buffer: a memoryview to read into.
-            on_reply: called with each reply that is no message for a watched topic, before what stands behind it counts.
-        """
-        self.feed, self.gets, self.unread = reader.feed, reader.gets, reader.len
-        self.buffer, self.most = buffer, len(buffer)
-        self.on_reply = on_reply
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Of asyncio.BufferedProtocol."""
-        return self.buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Of asyncio.BufferedProtocol: all that one read brought for a topic goes to each of its clients in one send."""
-        cdef Py_ssize_t size = nbytes
-        self.core.read_at = now_ns()
-        self.heard_at = self.core.read_at * 1e-9
-        try:
-            self.take(size)
-            if <Py_ssize_t>self.unread() > self.max_reply:
-                self.too_large()
-        except (ProtocolError, MemoryError, TypeError) as error:  # the last: a map with a list for a key
-            self.unreadable(error)
-        self.deliver()
-        if size == self.most or self.core.presses():
-            self.rest()
-
-    cdef int take(self, Py_ssize_t size) except -1:
-        cdef Service service = self.core.services[self.service]
-        cdef Py_ssize_t start = 0
-        cdef list rest
-        while start < size:
-            self.feed(self.buffer, start, min(<Py_ssize_t>FEED, size - start))
-            start += FEED
-            rest = self.core.run_dry(self.gets, service)
-            while rest:
-                for reply in rest:
-                    self.on_reply(reply)
-                rest = self.core.run_dry(self.gets, service)
-            if pressing_topics:
-                self.deliver()
-        return 0
+include "_intake.pxi"

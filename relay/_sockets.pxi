@@ -72,9 +72,14 @@ cdef class Sockets(Clients):
 
     cdef int serve_sockets(self, int64_t until) except -1:
         cdef int n, i, turn
+        cdef uint32_t index
         for turn in range(ROUNDS):
             n = epoll_wait(self.ep, self.events, EVENTS, 0)
             for i in range(n):
+                if i + 1 < n:
+                    index = self.events[i + 1].data.u64 & 0xFFFFFFFF
+                    if index < self.high:
+                        __builtin_prefetch(&self.slots[index])
                 self.on_event(self.events[i].data.u64, self.events[i].events)
                 if now_ns() >= until:
                     return 0  # level-triggered: what is left is reported again, behind those not seen yet
@@ -491,12 +496,13 @@ cdef class Sockets(Clients):
     # With a step that is no literal, Cython's `range` is the interpreter's, with an object for each number: hence `while`.
 
     cdef int sweep(self) except -1:
-        """A tenth of the slots: each is looked at once a second."""
-        cdef uint32_t i = self.now % SWEEP
-        while i < self.high:
-            if not self.slots[i].dead:
-                self.look_at(i)
-            i += SWEEP
+        """A tenth of the slots: each is looked at once a second. Neighbours together, for memory is read ahead in its order."""
+        cdef uint32_t first = self.now % SWEEP * BLOCK, i
+        while first < self.high:
+            for i in range(first, min(first + BLOCK, self.high)):
+                if not self.slots[i].dead:
+                    self.look_at(i)
+            first += SWEEP * BLOCK
         return 0
 
     cdef int look_at(self, uint32_t index) except -1:
@@ -528,6 +534,7 @@ cdef class Sockets(Clients):
         cdef Slot *slot
         while i < self.high:
             slot = &self.slots[i]
+            __builtin_prefetch(&self.slots[min(i + service.ping_every, self.high - 1)])
             # Behind what waits, too: who is always a little behind must be heard of, or ends as one that is silent.
             if slot.stage == OPEN and slot.service == service.index and not slot.dead:
                 self.say(i, HEARTBEAT, HEARTBEAT_SIZE)

@@ -18,6 +18,11 @@ cdef extern from * nogil:
     #else
     #define malloc_trim(keep) 0
     #endif
+    #ifdef CYTHON_WITHOUT_ASSERTIONS
+    #define RELAY_SPARES 256
+    #else
+    #define RELAY_SPARES 0
+    #endif
     #ifndef TCP_NOTSENT_LOWAT
     #define TCP_NOTSENT_LOWAT 25
     #endif
@@ -106,3 +111,4 @@ cdef extern from * nogil:
     void *memmem(const void *data, size_t size, const void *part, size_t length)
     void __builtin_prefetch(const void *address)
     const char *RELAY_BUILD
+    const uint32_t RELAY_SPARES

@@ -9,11 +9,21 @@ cdef uint32_t pressing_topics = 0    # whose bursts have grown large
 cdef uint32_t crowded_backlogs = 0   # young ones that are half full
 
 
+# What small ones are made of. A debug build has none, so that a look at one that is gone is seen.
+cdef Burst *spares = NULL
+cdef uint32_t spare = 0
+
+
 cdef Burst *burst_new(size_t room) except NULL:
-    global live_bytes
-    cdef Burst *burst = <Burst *>PyMem_RawMalloc(sizeof(Burst) + room)
-    if burst is NULL:
-        raise MemoryError
+    global live_bytes, spares, spare
+    cdef Burst *burst = spares
+    if room == SMALL and burst is not NULL:
+        spares = burst.next
+        spare -= 1
+    else:
+        burst = <Burst *>PyMem_RawMalloc(sizeof(Burst) + room)
+        if burst is NULL:
+            raise MemoryError
     memset(burst, 0, sizeof(Burst))
     burst.refs = 1
     burst.room = room
@@ -39,10 +49,19 @@ cdef Burst *burst_grow(Burst *burst, size_t more) except NULL:
 
 
 cdef inline void burst_release(Burst *burst) noexcept:
-    global live_bytes
     burst.refs -= 1
     if burst.refs == 0:
-        live_bytes -= burst.room
+        burst_free(burst)
+
+
+cdef void burst_free(Burst *burst) noexcept:
+    global live_bytes, spares, spare
+    live_bytes -= burst.room
+    if burst.room == SMALL and spare < RELAY_SPARES:
+        burst.next = spares
+        spares = burst
+        spare += 1
+    else:
         PyMem_RawFree(burst)
 
 

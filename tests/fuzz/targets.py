@@ -282,7 +282,7 @@ class Replies(Target):
         return self.batch
 
     def one(self, data):
-        self.rig.reader = hiredis.Reader()
+        self.rig.intake.begin()
         with contextlib.suppress(*NO_REPLY):
             self.rig.feed(data)
         self.rig.flush()

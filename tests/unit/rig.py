@@ -10,7 +10,7 @@ import time
 
 import hiredis
 
-from relay._fanout import Core
+from relay._fanout import Core, Intake
 
 ANSWER = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
 ENVELOPE = {"prefix": b'{"type":"status","data":"', "suffix": b'"}'}
@@ -78,6 +78,36 @@ def ready(seconds, *files):
     return bool(poller.poll(seconds * 1000))
 
 
+class Reads(Intake):
+    """What a link is to the core: bytes from Redis, as many a read as there is room for; `heard` by it."""
+
+    def __init__(self, core, service, room=65536):
+        self.core, self.service, self.deliver, self.max_reply = core, service, lambda: None, 1 << 62
+        self.begin(room)
+
+    def begin(self, room=65536):
+        """A connection that nothing has come by yet."""
+        self.heard, self.rests = [], 0
+        self.read_by(hiredis.Reader(), memoryview(bytearray(room)), lambda reply: self.heard.append(reply))
+
+    def take(self, data):
+        """The replies among `data` that are not for topics."""
+        data, before = memoryview(data), len(self.heard)
+        while data:
+            room = self.get_buffer(-1)
+            size = min(len(room), len(data))
+            room[:size] = data[:size]
+            self.buffer_updated(size)
+            data = data[size:]
+        return self.heard[before:]
+
+    def rest(self):
+        self.rests += 1
+
+    def unreadable(self, error):
+        raise error
+
+
 class Rig:
     """A core with one service and one listener; each accepted request joins the topic its path names."""
 
@@ -107,7 +137,7 @@ class Rig:
         self.listener.listen(4096)
         self.listener.setblocking(False)
         self.core.listen(self.listener.fileno(), self.service, introduced=introduced)
-        self.reader = hiredis.Reader()
+        self.intake = Reads(self.core, self.service)
         self.clients = []
         self.handles = {}
 
@@ -172,11 +202,8 @@ class Rig:
 
     def feed(self, data):
         """Bytes from Redis; the replies that are not for topics."""
-        self.reader.feed(data)
-        rest = []
-        while replies := self.core.consume(self.reader, self.service):
-            rest += replies
-        return rest
+        self.intake.service = self.service
+        return self.intake.take(data)
 
     def publish(self, topic, *payloads):
         """Messages in one burst, delivered to the end."""

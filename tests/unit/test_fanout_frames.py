@@ -110,17 +110,6 @@ def test_replies_split_anywhere_give_the_same(split):
         rig.close()
 
 
-def test_consume_stops_at_an_acknowledgement(rig):
-    sock = rig.join(b"t")
-    rig.reader.feed(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nu\r\n:1\r\n" + resp(b"message", b"t", b"behind"))
-    assert rig.core.consume(rig.reader, rig.service) == [[b"subscribe", b"u", 1]]
-    rig.flush()
-    assert rig.received(sock) == b"", "the acknowledgement must take effect first"
-    assert rig.core.consume(rig.reader, rig.service) == []
-    rig.flush()
-    assert texts(rig.received(sock, 10)) == ["behind"]
-
-
 @pytest.mark.parametrize("third", [b":5\r\n", b"$-1\r\n", b"*0\r\n", b"*2\r\n:1\r\n:2\r\n"])
 def test_a_message_that_is_no_text_is_left_to_the_caller(rig, third):
     rig.join(b"t")
