@@ -276,13 +276,16 @@ def check_channel(channel: object) -> None:
         raise TypeError(f"a channel is a str such as 'run1:wepp', not {channel!r}")
     if not channel:
         raise ValueError("the channel is empty; name one such as 'run1:wepp'")
-    channel.encode()
+    if not channel.isascii():
+        channel.encode()
 
 
 def _payload(message: object) -> bytes:
     if isinstance(message, str):
-        # Log lines quote file names, and one that is no UTF-8 is a lone surrogate in a str.
-        payload = message.encode(errors="backslashreplace")
+        try:
+            payload = message.encode()
+        except UnicodeEncodeError:  # log lines quote file names, and one that is no UTF-8 is a lone surrogate in a str
+            payload = message.encode(errors="backslashreplace")
     elif isinstance(message, bytes | bytearray | memoryview):
         payload = bytes(message)
     elif isinstance(message, numbers.Number) and not isinstance(message, bool):

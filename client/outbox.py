@@ -73,7 +73,7 @@ class Outbox:
         self._waiting: deque[tuple[str, bytes]] = deque()
         self._sending: list[tuple[str, bytes]] = []
         self._bytes = 0  # of payload in _waiting
-        self._appended = 0
+        self._gone = 0  # messages that were taken and wait no more, whatever became of them
         self._lost: dict[str, int] = {}  # pushed out, by channel, until the sender counts them
         self._wake_at = _NEVER  # the length of _waiting that the thread sleeps for
         self._linger = LINGER
@@ -87,11 +87,11 @@ class Outbox:
                 return False
             waiting = self._waiting
             waiting.append((channel, payload))
-            self._appended += 1
             self._bytes += len(payload)
-            if len(waiting) > self.size or self._bytes > BYTES_MAX:
+            number = len(waiting)
+            if number > self.size or self._bytes > BYTES_MAX:
                 self._trim()
-            if len(waiting) >= self._wake_at:
+            if number >= self._wake_at:
                 self._wake_at = _NEVER
                 self._changed.notify_all()
         return True
@@ -124,11 +124,11 @@ class Outbox:
         if timeout is not None and not isinstance(timeout, int | float):
             raise TypeError(f"a timeout is a number of seconds, or None, not {timeout!r}")
         with self._lock:
-            until = self._appended
+            until = self._gone + self.waiting
             self._hurried += 1
             self._changed.notify_all()
             try:
-                return self._changed.wait_for(lambda: self._appended - self.waiting >= until, timeout)
+                return self._changed.wait_for(lambda: self._gone >= until, timeout)
             finally:
                 self._hurried -= 1
 
@@ -146,6 +146,7 @@ class Outbox:
             for channel, _ in self._waiting:
                 self._lose(channel)
             self._waiting.clear()
+            self._gone += left
             self._bytes = 0
             lost, self._lost = self._lost, {}
             self._changed.notify_all()
@@ -165,6 +166,7 @@ class Outbox:
         while len(self._waiting) > self.size or (self._bytes > BYTES_MAX and len(self._waiting) > 1):
             channel, payload = self._waiting.popleft()
             self._bytes -= len(payload)
+            self._gone += 1
             self._lose(channel)
 
     def _lose(self, channel: str) -> None:
@@ -238,6 +240,7 @@ class Outbox:
         with self._lock:
             left = self._sending[settled:]
             self._sending = []
+            self._gone += settled if self._open else settled + len(left)
             if self._open:
                 self._waiting.extendleft(reversed(left))
                 self._bytes += sum(len(payload) for _, payload in left)
