@@ -7,6 +7,7 @@ The supervisor's row is the first. It keeps what the workers that have ended hav
 moment in which that row is there their own rows count no longer, so that a sum neither misses nor doubles anything.
 """
 
+import inspect
 import mmap
 import os
 import pickle
@@ -16,10 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from relay.metrics import Bound, Reading
+
 ROWS = 256
 ROW = 65536  # bytes
 HALF = ROW // 2
-_HEAD = struct.Struct("=QII")  # beat, size, checksum
+_HEAD = struct.Struct("=QIII")  # beat, size, checksum, format
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,14 @@ class Totals:
     restarts: int = 0  # of workers that ended unasked
 
 
+def _format(*kinds: type) -> int:
+    """Of rows, by the names in them: of another version's some may be missing, which nobody sees before it needs them."""
+    return zlib.crc32(repr([list(inspect.signature(kind).parameters) for kind in kinds]).encode())
+
+
+FORMAT = _format(Row, Totals, Reading, Bound)
+
+
 class Scoreboard:
     """The rows.
 
@@ -79,12 +90,12 @@ class Scoreboard:
         beat = self.beat(number) + 1
         at = number * ROW + (beat & 1) * HALF
         self._memory[at + _HEAD.size : at + _HEAD.size + len(data)] = data
-        _HEAD.pack_into(self._memory, at, beat, len(data), zlib.crc32(data))
+        _HEAD.pack_into(self._memory, at, beat, len(data), zlib.crc32(data), FORMAT)
 
     def clear(self, number: int) -> None:
         """Empties a row."""
         for at in (number * ROW, number * ROW + HALF):
-            _HEAD.pack_into(self._memory, at, 0, 0, 0)
+            _HEAD.pack_into(self._memory, at, 0, 0, 0, 0)
 
     def beat(self, number: int) -> int:
         """How often the row has been written."""
@@ -93,11 +104,13 @@ class Scoreboard:
     def row(self, number: int) -> Any:
         """The row, or None: empty, or of another version of this program that cannot be understood."""
         heads = [(*_HEAD.unpack_from(self._memory, number * ROW + half), number * ROW + half) for half in (0, HALF)]
-        for _, size, checksum, at in sorted(heads, reverse=True):
+        for _, size, checksum, form, at in sorted(heads, reverse=True):
             data = self._memory[at + _HEAD.size : at + _HEAD.size + min(size, HALF)]
             if size and zlib.crc32(data) == checksum:
                 try:
-                    return pickle.loads(data)  # of our own processes: nobody else has the descriptor
+                    return (
+                        pickle.loads(data) if form == FORMAT else None
+                    )  # of our own processes: nobody else writes here
                 except Exception:  # whatever newer or older code has put there
                     return None
         return None

@@ -546,12 +546,13 @@ def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     log.error(context["message"], exc_info=context.get("exception"))
 
 
-def run(settings: Settings, attach: Callable[[Server], object] | None = None) -> int:
+def run(settings: Settings, attach: Callable[[Server], object] | None = None, *, warns: bool = True) -> int:
     """Serves until SIGTERM or SIGINT.
 
     Args:
         settings: of the process.
         attach: called with the server, to give it listeners; without it those of the settings are made.
+        warns: of what is odd about the settings.
 
     Returns:
         0 after a drain.
@@ -562,7 +563,7 @@ def run(settings: Settings, attach: Callable[[Server], object] | None = None) ->
     levels = [service.log_level for service in settings.services]
 
     async def serve() -> None:
-        for warning in settings.warnings if attach is None else ():
+        for warning in settings.warnings if warns else ():
             log.warning(warning)
         server = Server(settings, lines)
         if attach:

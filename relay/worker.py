@@ -25,6 +25,7 @@ from relay.server import Held, Server
 from relay.server import run as run_server
 from relay.settings import Settings
 
+CHANNEL = "_RELAY_CHANNEL"  # the variable that names a worker's descriptor: a flag could land behind a `--`
 MESSAGE = 65536  # bytes at most
 DESCRIPTORS = 16
 READY_IN = 5.0  # seconds after which a worker counts as ready whatever Redis does
@@ -58,7 +59,7 @@ class Worker:
     Args:
         server: what it serves with.
         channel: to the supervisor.
-        welcome: the supervisor's first message: `number`, `slot` and the `row` of the scoreboard.
+        welcome: the supervisor's first message: `number`, `slot`, the `row` of the scoreboard, and whether it `warns`.
         board: the scoreboard.
     """
 
@@ -230,4 +231,4 @@ def run(settings: Settings, channel: int) -> int:
             "restart it, for a reload leaves what is listened on as it is"
         )
     board = Scoreboard(descriptors[0])
-    return run_server(settings, lambda server: Worker(server, sock, message, board))
+    return run_server(settings, lambda server: Worker(server, sock, message, board), warns=message["warns"])

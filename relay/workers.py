@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -31,7 +32,7 @@ from relay.logs import to_stderr
 from relay.scoreboard import ROWS, Row, Scoreboard, Totals
 from relay.settings import Settings
 from relay.values import MAX_WORKERS
-from relay.worker import hear, tell
+from relay.worker import CHANNEL, hear, tell
 
 LIVED = 10.0  # seconds after which the end of a worker is no failure to start
 PAUSE_MOST = 30.0  # seconds between two tries to start one
@@ -78,6 +79,7 @@ class Slot:
     worker: Worker | None = None  # whose slot it is
     holder: Worker | None = None  # who accepts: another one while its own is away
     failures: int = 0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # of who hands its sockets on
 
 
 class Supervisor:
@@ -85,7 +87,7 @@ class Supervisor:
 
     Args:
         settings: of the process.
-        command: that starts a worker, its channel's descriptor to be added.
+        command: that starts a worker, which finds its channel's descriptor in its environment (worker.CHANNEL).
 
     Raises:
         ListenError: an address cannot be listened on.
@@ -189,22 +191,21 @@ class Supervisor:
             self._give(slot, worker)
         return worker
 
-    async def _start(self, slot: Slot) -> Worker:
+    async def _start(self, slot: Slot, warns: bool = False) -> Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 *self._command,
-                str(theirs.fileno()),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 preexec_fn=_alone,
-                env=notify.without(os.environ),
+                env=notify.without(os.environ) | {CHANNEL: str(theirs.fileno())},
             )
         self._numbers += 1
         ours.setblocking(False)
         worker = Worker(self._numbers, slot, self._rows.pop(), process, ours, self._loop.time())
         names = [place.name for place in self._places]
-        welcome = {"number": worker.number, "slot": slot.index, "row": worker.row, "names": names}
+        welcome = {"number": worker.number, "slot": slot.index, "row": worker.row, "names": names, "warns": warns}
         worker.tell(welcome, [self._board.fd])
         self._workers.add(worker)
         self._loop.add_reader(ours, self._hear, worker)
@@ -303,7 +304,8 @@ class Supervisor:
                 pause = min(PAUSE_MOST, max(0.5, 2 * pause))
                 log.error(f"no worker can be started ({error}); tried again in {pause:g} s")
         await _either(worker.ready, worker.gone, timeout=STARTS_IN)
-        await self._hand(slot, worker)
+        if slot.worker is worker:  # and not replaced meanwhile
+            await self._hand(slot, worker)
 
     # ---- who accepts ----
 
@@ -325,6 +327,10 @@ class Supervisor:
 
     async def _hand(self, slot: Slot, worker: Worker) -> None:
         """Gives a slot's sockets to a worker, once whoever has them has let go."""
+        async with slot.lock:
+            await self._hand_on(slot, worker)
+
+    async def _hand_on(self, slot: Slot, worker: Worker) -> None:
         holder = slot.holder
         if holder is worker or worker.stopped:
             return
@@ -350,8 +356,8 @@ class Supervisor:
         async with self._one_by_one:
             log.info("SIGHUP: the workers are replaced one by one")
             try:
-                for slot in list(self._slots):
-                    if self._ending or (slot.worker and not await self._replace(slot)):
+                for number, slot in enumerate(list(self._slots)):
+                    if self._ending or (slot.worker and not await self._replace(slot, warns=number == 0)):
                         break
                 else:
                     log.info("all workers are replaced")
@@ -361,9 +367,12 @@ class Supervisor:
                 self._hangups -= 1
             notify.tell(self._status())
 
-    async def _replace(self, slot: Slot) -> bool:
-        """Whether a slot has a new worker; where that one does not start, the old one stays."""
-        new = await self._start(slot)
+    async def _replace(self, slot: Slot, warns: bool) -> bool:
+        """Whether a slot has a new worker; where that one does not start, the old one stays.
+
+        The first one of them `warns` of what is odd about the settings of now, for all.
+        """
+        new = await self._start(slot, warns)
         await _either(new.ready, new.gone, timeout=STARTS_IN)
         why = "" if new.ready.is_set() else "is not ready in time"
         if new.gone.is_set():
@@ -522,7 +531,9 @@ def run(settings: Settings, arguments: list[str]) -> int:
         ListenError: an address cannot be listened on.
     """
     levels = [service.log_level for service in settings.services]
-    command = [sys.executable, "-P", "-m", "relay", *arguments, "--channel"]
+    # Where it was started with `python -m relay` in a checkout, the package is found there and nowhere else.
+    checkout = Path(__file__).parents[1] == Path.cwd()
+    command = [sys.executable, *([] if checkout else ["-P"]), "-m", "relay", *arguments]
 
     async def supervise() -> int:
         for warning in settings.warnings:

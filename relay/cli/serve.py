@@ -30,7 +30,6 @@ SERVICES = ("status", "preflight")
 @click.option("--fd", type=click.IntRange(0), help="Listen on an inherited file descriptor instead.  [with SERVICE]")
 @click.option("--status-listen-addr", metavar="ADDR", help="host:port, unix:/path, fd:N.  [env: STATUS_LISTEN_ADDR]")
 @click.option("--preflight-listen-addr", metavar="ADDR", help="The same.  [env: PREFLIGHT_LISTEN_ADDR]")
-@click.option("--channel", type=int, hidden=True, help="Of a worker, to its supervisor (relay/worker.py).")
 @flags.options
 @click.pass_context
 def serve(
@@ -43,7 +42,6 @@ def serve(
     fd: int | None,
     status_listen_addr: str | None,
     preflight_listen_addr: str | None,
-    channel: int | None,
     env_file: str | None,
     **given: object,
 ) -> None:
@@ -72,15 +70,13 @@ def serve(
             raise click.UsageError(f"{used[0]} and --{service}-listen-addr say the same thing: give one of them")
         twins[f"{service.upper()}_LISTEN_ADDR"] = _listen_addr(service, host, port, uds, fd, twins, env_file)
 
-    from relay import notify, server, settings
+    from relay import notify, server, settings, worker
 
     for name, address in _passed(services, notify.passed(os.environ)).items():
         twins.setdefault(f"{name.upper()}_LISTEN_ADDR", address)
     loaded = settings.load(services, flags=twins, env_file=_path(env_file))
-    if channel is not None:
-        from relay import worker
-
-        ctx.exit(worker.run(loaded, channel))
+    if channel := os.environ.pop(worker.CHANNEL, ""):
+        ctx.exit(worker.run(loaded, int(channel)))
     if loaded.workers > 1:
         from relay import workers
 

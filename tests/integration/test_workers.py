@@ -182,13 +182,19 @@ def test_hup_with_a_mistake_in_the_settings_changes_nothing(start, tmp_path):
     assert any("STATUS_PING_INTERVAL" in line for line in process.stderr), "and which it is"
     assert workers(process) == before
     Peer(f"{process.status_url}/run:wepp").leave()
-    settings.write_text("STATUS_PING_INTERVAL=1s\n")
+    settings.write_text("STATUS_PING_INTERVAL=1s\nSTATUS_PING_INTREVAL=1s\n")
     process.process.send_signal(signal.SIGHUP)
     wait_for(lambda: "all workers are replaced" in said(process), "the replacement", patience=30)
+    assert sum("STATUS_PING_INTREVAL" in line for line in said(process)) == 1, "what is odd about them is said once"
     with Peer(f"{process.status_url}/run:wepp") as peer:
         began = time.monotonic()
         assert peer.pinged()
         assert time.monotonic() - began < 3, "by the new setting"
+
+
+def test_flags_end_where_the_user_says(relay):
+    process = relay("--workers", "2", "--", "status", env=DRAIN, wait=None)
+    wait_for(lambda: "2 workers serve" in said(process), "all workers")
 
 
 def test_one_more_and_one_less(start, publish):

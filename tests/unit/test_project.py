@@ -19,8 +19,11 @@ ORDER = [
     "relay.addresses",
     "relay.tokens",
     "relay.settings",
+    "relay.listeners",
+    "relay.notify",
     "relay._fanout",
     "relay.metrics",
+    "relay.scoreboard",
     "relay._swarm",
     "relay.checklist",
     "relay.handshake",
@@ -31,6 +34,8 @@ ORDER = [
     "relay.preflight",
     "relay.internal",
     "relay.server",
+    "relay.worker",
+    "relay.workers",
     "relay.cli",
 ]
 

@@ -5,7 +5,9 @@ import os
 
 import pytest
 
-from relay.scoreboard import HALF, ROW, Row, Scoreboard, Totals
+from relay.metrics import Bound, Reading
+from relay.scoreboard import HALF, ROW, Row, Scoreboard, Totals, _format
+from relay.worker import Worker
 
 
 def row(number, slot=0, **values):
@@ -31,7 +33,7 @@ def test_who_ends_in_the_middle_of_a_row_leaves_the_one_before(board):
     """One that was being written read as none: sums over all processes fell, and rose again."""
     for beat in range(1, 4):
         board.write(1, row(5, at=float(beat)))
-    newest = ROW + (3 & 1) * HALF + 40
+    newest = ROW + (3 & 1) * HALF + 44
     board._memory[newest] ^= 0xFF
     assert board.row(1) == row(5, at=2.0)
     board._memory[newest] ^= 0xFF
@@ -60,6 +62,13 @@ def test_what_does_not_fit_is_refused_and_leaves_what_was(board):
 
 
 def test_what_other_code_has_written_is_passed_over(board, monkeypatch):
+    """A row that lacks a field is read without a complaint, which comes when the field is asked for."""
+    for kinds in ((Row, Totals), (Row, Totals, Reading, Bound, Worker)):
+        monkeypatch.setattr("relay.scoreboard.FORMAT", _format(*kinds))
+        board.write(1, row(5))
+        assert board.row(1) == row(5)
+        monkeypatch.undo()
+        assert board.row(1) is None
     board.write(1, row(5))
     monkeypatch.delattr("relay.scoreboard.Row")
     assert board.row(1) is None
