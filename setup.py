@@ -1,7 +1,7 @@
 """The compiled core, the compiled load generator and their build modes; everything else is in pyproject.toml.
 
 RELAY_BUILD=release   -O3, no assertions (the default)
-RELAY_BUILD=debug     -O1 -g, the invariants of DESIGN.md asserted
+RELAY_BUILD=debug     -O1 -g, the invariants of docs/architecture.md asserted
 RELAY_BUILD=asan      as debug, under AddressSanitizer and UndefinedBehaviorSanitizer
 RELAY_REQUIRE_CORE=1  what does not build fails the build; otherwise the package
                       installs without it, which is all that a worker needs

@@ -1,5 +1,5 @@
 # The state of the core, in C. What each field means is said here once; the rules that tie them together are the
-# invariants of DESIGN.md, asserted by Core.check() in the debug build.
+# invariants of docs/architecture.md, asserted by Core.check() in the debug build.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:

@@ -434,7 +434,7 @@ cdef class Core(Newcomers):
     # ---- the invariants ----
 
     cdef bint check(self) except -1:
-        """The invariants of DESIGN.md; true or AssertionError. The release build never calls it."""
+        """The invariants of docs/architecture.md; true or AssertionError. The release build never calls it."""
         cdef uint32_t i, open = 0, pressing = 0, crowded = 0
         cdef size_t inbound = 0
         cdef Service service

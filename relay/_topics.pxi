@@ -376,7 +376,7 @@ cdef void backlog_find_boundary(Backlog *backlog) noexcept:
 
 
 cdef size_t backlog_waiting(Backlog *backlog) noexcept:
-    """Bytes behind the frame in progress, the one oversize frame left out (DESIGN.md, "Bounds")."""
+    """Bytes behind the frame in progress, the one oversize frame left out (docs/architecture.md, "Bounds")."""
     cdef Owed *owed = backlog_at(backlog, 0)
     cdef size_t large = backlog.large.size if backlog.large is not NULL else 0
     return backlog.bytes - (backlog.boundary - owed.start) - large

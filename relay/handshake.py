@@ -20,7 +20,7 @@ from websockets.server import ServerProtocol
 from relay._fanout import plain_upgrade
 from relay.tokens import Denied, Keys
 
-MAX_HEADERS = 64  # where nothing else is said (DESIGN.md, "Bounds")
+MAX_HEADERS = 64  # where nothing else is said (docs/architecture.md, "Bounds")
 MAX_LINE = 8192  # bytes of a line with its end: what the judge reads
 MAX_NAME = 200  # bytes of a decoded run or channel name
 MAX_PARTS = 5  # of a nested run id, such as batch;;<name>;;<run>

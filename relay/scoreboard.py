@@ -57,7 +57,7 @@ class Totals:
 
 
 def _format(*kinds: type) -> int:
-    """Of rows, by the names in them: of another version's some may be missing, which nobody sees before it needs them."""
+    """Of rows, by the names in them: of another version's some may be missing, seen when they are needed."""
     return zlib.crc32(repr([list(inspect.signature(kind).parameters) for kind in kinds]).encode())
 
 

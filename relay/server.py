@@ -38,7 +38,7 @@ from relay.status import Status
 from relay.tokens import Keys
 from relay.upstream import Commands
 
-FILES_KEPT = 32  # descriptors that are not for clients (DESIGN.md, "Bounds")
+FILES_KEPT = 32  # descriptors that are not for clients (docs/architecture.md, "Bounds")
 MIN_CONNECTIONS = 16
 LAST_ACCEPTS = 0.5  # seconds for who waits in an accept queue when it is closed; 4096 take 0.2
 ALONE = "SIGHUP: nothing is done, for one process alone cannot be replaced without a refusal; see RELAY_WORKERS"

@@ -29,7 +29,7 @@ from relay.settings import ServiceSettings
 from relay.values import RedisAddress
 
 READ_SIZE = 65536  # of one read from Redis: the longest burst that a read can make
-MAX_REPLY = 32 << 20  # bytes of a reply, where nothing else is said (DESIGN.md, "Bounds")
+MAX_REPLY = 32 << 20  # bytes of a reply, where nothing else is said (docs/architecture.md, "Bounds")
 PIPELINE = 64  # commands in flight
 PING_EVERY = 5.0  # seconds
 REFUSED_RETRY_MAX = 30.0  # seconds between two tries where Redis answers but refuses us (contract, section 6)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.faults.recorder import FIELDS, Publisher, Said, Written
 
-SPACING = 0.025  # seconds between two reads of a run (DESIGN.md)
+SPACING = 0.025  # seconds between two reads of a run (docs/architecture.md)
 CONVERGED = 60.0  # seconds (promise 6)
 
 

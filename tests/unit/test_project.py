@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 
-# Each may import those before it, and nothing behind it (DESIGN.md, "The rooms").
+# Each may import those before it, and nothing behind it (docs/architecture.md, "The rooms").
 ORDER = [
     "relay.errors",
     "relay.logs",

@@ -31,7 +31,7 @@ def refusal(env, **more):
     return text
 
 
-# Default, least and most (DESIGN.md, "Bounds").
+# Default, least and most (docs/architecture.md, "Bounds").
 BOUNDS = {
     "max_head_size": (8192, 1024, 65536),
     "max_headers": (64, 16, 128),
