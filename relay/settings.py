@@ -101,7 +101,7 @@ class ProcessSettings(BaseModel, frozen=True, extra="forbid"):
     drain_delay: Duration = Field(default=0.0, examples=["3s"])
     max_published_size: Size = 1 << 20
     max_connections: Annotated[int | None, _from_text(whole(1, MAX_INT))] = Field(default=None, examples=["10000"])
-    # Bounds (docs/architecture.md, "Bounds"; docs/metrics.md). 64 KiB is one read of a client, 128 headers what the judge of
+    # Bounds (docs/architecture.md, docs/metrics.md). 64 KiB is one read of a client, 128 headers what the judge of
     # requests reads, 6553 frames what a client's slot can count, and a healthy client may answer with several at once.
     max_head_size: Annotated[int, _from_text(whole(1024, 65536))] = 8192
     max_headers: Annotated[int, _from_text(whole(16, 128))] = 64

@@ -1,4 +1,4 @@
-"""Each bound of a real process: it is what was set, and a breach does what docs/architecture.md says and is counted as that."""
+"""Each bound of a real process: it is what was set, and a breach does what is documented and is counted as that."""
 
 import contextlib
 
