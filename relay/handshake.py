@@ -41,6 +41,7 @@ RESERVED = frozenset({"relay.js", "livez", "readyz", "metrics", "health"})
 _REQUEST_LINE = re.compile(rb"([!-~]+) ([!-~]+) HTTP/(1\.[01])")
 _AUTHORITY = re.compile(r"https?://[^/?#]+(?=[/?]|$)", re.IGNORECASE)
 _HOST = re.compile(r"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")  # what a host and its port are made of (RFC 3986, 3.2.2)
+_HOST_LINE = re.compile(rb"\r\nhost:[ \t]*([^\r\n]*?)[ \t]*\r\n", re.IGNORECASE)
 _PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _RUN_PATH = re.compile(rf"/run/{RUN}/?")
 _ORIGIN = re.compile(
@@ -104,6 +105,7 @@ def plain(
     extra: Iterable[tuple[str, str]] = (),
     *,
     kind: str = "text/plain; charset=utf-8",
+    keep: str = "no-store",
     head: bool = False,
 ) -> bytes:
     """An HTTP answer that ends the connection.
@@ -113,6 +115,7 @@ def plain(
         body: text or bytes.
         extra: further headers.
         kind: its Content-Type.
+        keep: its Cache-Control.
         head: leave the body out, as the answer to HEAD does (RFC 9110, section 9.3.2).
     """
     content = body.encode() if isinstance(body, str) else body
@@ -122,7 +125,7 @@ def plain(
         "Connection: close",
         f"Content-Type: {kind}",
         f"Content-Length: {len(content)}",
-        "Cache-Control: no-store",
+        f"Cache-Control: {keep}",
         "X-Content-Type-Options: nosniff",
         *(f"{name}: {value}" for name, value in extra),
     ]
@@ -303,8 +306,7 @@ def permit(keys: Keys, query: str, topic: bytes) -> float:
 def origin_allowed(origins: tuple[str, ...], origin: str | None) -> bool:
     """Whether the Origin header is one of those allowed (contract, section 6).
 
-    An empty list allows all. A client that sends no Origin is no browser and could send any: it is allowed. That
-    the origin is the request's own Host lets nobody in: any name can be made to point here (DNS rebinding).
+    An empty list allows all. A client that sends no Origin is no browser and could send any: it is allowed.
 
     Args:
         origins: exact ones (`https://host[:port]`), or `*.domain`: its subdomains by http and https, on any port.
@@ -315,6 +317,32 @@ def origin_allowed(origins: tuple[str, ...], origin: str | None) -> bool:
     found = _ORIGIN.fullmatch(origin.lower())
     if not found:
         return False
-    scheme, host, port = found.groups()
-    plain = f"{scheme}://{host}" + (f":{port}" if port not in (None, _USUAL_PORT[scheme]) else "")
+    plain, host = _plain_origin(*found.groups()), found[2]
     return any(plain == allowed or (allowed[0] == "*" and host.endswith(allowed[1:])) for allowed in origins)
+
+
+def is_own_origin(origin: str | None, host: str) -> bool:
+    """Whether the page that asks came from where it asks: its Origin is the request's own Host.
+
+    The relay's own page is one, and a page of the site whose proxy stands in front. So is any page whose name was made
+    to point here (DNS rebinding), which no Origin can tell from them: tokens can.
+
+    Args:
+        origin: of a request.
+        host: its Host header.
+    """
+    found = origin and _ORIGIN.fullmatch(origin.lower())
+    if not found:
+        return False
+    own = _ORIGIN.fullmatch(f"{found[1]}://{host.lower()}")
+    return own is not None and _plain_origin(*own.groups()) == _plain_origin(*found.groups())
+
+
+def _plain_origin(scheme: str, host: str, port: str | None) -> str:
+    return f"{scheme}://{host}" + (f":{port}" if port not in (None, _USUAL_PORT[scheme]) else "")
+
+
+def host_of(head: bytes) -> str:
+    """The Host header of a head that was judged, and so has one at most; "" without one."""
+    found = _HOST_LINE.search(head)
+    return found[1].decode("ascii", "replace") if found else ""

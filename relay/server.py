@@ -30,7 +30,7 @@ from relay.internal import Facts, Internal
 from relay.link import Link
 from relay.logs import WAITING, Lines, to_stderr
 from relay.metrics import Bound
-from relay.page import index
+from relay.page import Page, module, page
 from relay.preflight import Preflight
 from relay.scoreboard import Row
 from relay.settings import ServiceSettings, Settings
@@ -124,7 +124,7 @@ class Server:
         self.facts = Facts(self.core, self.services, lambda: self.draining, lambda: self.whole)
         self._internal = self._make_internal()
         self._drain_from = self._drain_until = 0.0
-        self._page = b""
+        self._page: Page | None = None
         self.on_stopped: Callable[[], None] = lambda: None  # called once nothing is accepted any more
         self.signals = [signal.SIGTERM, signal.SIGINT]  # that end it
         self.whole: Whole = self  # of which this is all, or one of several
@@ -220,12 +220,16 @@ class Server:
         self.core.listen(held.sock.fileno(), numbers[held.name], introduced=introduced, shared=shared)
         self.held.append(held)
         log.info(f"{held.name} listens on {listeners.where(held.sock)}")
-        ports = {"status": 9002, "preflight": 9001}
-        for name, sock, _ in self.held:
-            if name in ports and sock.family in (socket.AF_INET, socket.AF_INET6):
-                ports[name] = sock.getsockname()[1]
-        # Where the page finds each service: the port it has here, else the one it has by default.
-        self._page = index(status_port=ports["status"], preflight_port=ports["preflight"])
+        if self.settings.page:
+            self._page = self._make_page()
+
+    def _make_page(self) -> Page:
+        """It finds each service where it is said, else on the port it has here, else on that it has by default."""
+        tcp = [held for held in self.held if held.sock.family in (socket.AF_INET, socket.AF_INET6)]
+        ports = {held.name: held.sock.getsockname()[1] for held in tcp}
+        settings = self.settings
+        urls = {"status": settings.status_public_url, "preflight": settings.preflight_public_url}
+        return page(urls, ports)
 
     def release(self, slot: int) -> None:
         """Takes no more connections from the sockets of a slot: another process does."""
@@ -360,7 +364,7 @@ class Server:
             self.core.attach(client, None, b"OK")
             self.core.close(client, 1000)
         elif route.own:
-            self.core.refuse(client, self._own(service, route.own, request))
+            self.core.refuse(client, self._own(service, route.own, request, head))
         elif not request.upgrade:
             sentence = f"{request.path[:100]} is a websocket: connect with ws:// or wss://.\n"
             extra = [("Upgrade", "websocket")]
@@ -373,7 +377,9 @@ class Server:
         elif not self.core.watched(number, route.topic) and self.topics() >= self.settings.max_topics:
             self.core.breached(number, "topics")
             self.core.refuse(client, handshake.busy("This relay watches as many topics as it may."))
-        elif not handshake.origin_allowed(service.settings.allowed_origins, request.origin):
+        elif not handshake.origin_allowed(
+            service.settings.allowed_origins, request.origin
+        ) and not handshake.is_own_origin(request.origin, handshake.host_of(head)):
             name = f"{service.name.upper()}_ALLOWED_ORIGINS"
             self.core.refuse(client, plain("403 Forbidden", f"This Origin is not among those of {name}.\n"))
         elif self._asks_addresses and not self._has_room(client, head):
@@ -390,7 +396,7 @@ class Server:
             self.core.forwarded(client, forwarded(head, peer[0], proxies.trusts))
         return not self.settings.max_per_address or self.core.charge(client)
 
-    def _own(self, service: Service, name: handshake.Own, request: Request) -> bytes:
+    def _own(self, service: Service, name: handshake.Own, request: Request, asked: bytes) -> bytes:
         """The relay's own answers (contract, section 6)."""
         head = request.method == "HEAD"
         if request.upgrade:
@@ -402,8 +408,14 @@ class Server:
             return plain(
                 "200 OK" if ready else "503 Service Unavailable", "ready\n" if ready else "not ready\n", head=head
             )
-        if name == "page":
-            return plain("200 OK", self._page, kind="text/html; charset=utf-8", head=head)
+        if name in ("page", "run") and self._page:
+            extra = self._page.headers(handshake.host_of(asked))
+            return plain("200 OK", self._page.body, extra, kind="text/html; charset=utf-8", head=head)
+        if name == "script":
+            # Any page may embed it (Cross-Origin-Resource-Policy, and a module is fetched with CORS).
+            extra = [("Access-Control-Allow-Origin", "*")]
+            kind = "text/javascript; charset=utf-8"
+            return plain("200 OK", module(), extra, kind=kind, keep="public, max-age=3600", head=head)
         if name == "metrics" and service.settings.metrics_enabled and not self.settings.metrics_addr:
             return plain("200 OK", self.exposition(), kind=metrics.CONTENT_TYPE, head=head)
         return plain("404 Not Found", f"There is no {request.path} here.\n", head=head)

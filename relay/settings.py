@@ -43,6 +43,7 @@ from relay.values import (
     parse_bool,
     parse_duration,
     positive_duration,
+    public_url,
     whole,
     worker_count,
 )
@@ -68,6 +69,7 @@ Size = Annotated[
 ]  # a Redis reply over 32 MiB resets the link, so no frame is larger
 _AROUND = 4096  # bytes that Redis puts around a message at most, the name of its channel included
 
+PublicUrl = Annotated[str | None, _from_text(public_url)]
 OptionalAddress = Annotated[ListenAddress | None, _from_text(ListenAddress.parse)]
 
 
@@ -125,6 +127,12 @@ class ProcessSettings(BaseModel, frozen=True, extra="forbid"):
     internal_addr: OptionalAddress = Field(default=None, examples=["unix:/run/relay/internal.sock"])
     metrics_addr: OptionalAddress = Field(default=None, examples=["127.0.0.1:9090"])
     token_secret: SecretStr | None = None
+    # The page at /, and where it finds the services: of a browser's view, through whatever proxies there are.
+    page: Bool = Field(default=True, examples=["false"])
+    status_public_url: PublicUrl = Field(default=None, examples=["wss://wepp.cloud/weppcloud-microservices/status"])
+    preflight_public_url: PublicUrl = Field(
+        default=None, examples=["wss://wepp.cloud/weppcloud-microservices/preflight"]
+    )
 
 
 class Settings(ProcessSettings):

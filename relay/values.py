@@ -161,6 +161,16 @@ def _origin(text: str) -> str:
     )
 
 
+def public_url(text: str) -> str:
+    """Where browsers find a service: `ws://host[:port][/prefix]` or `wss://...`, without a query."""
+    found = re.fullmatch(r"(wss?)://(\[[^]]+\]|[^:/?#@\s]+)(:[0-9]{1,5})?(/[!-~]*)?", text)
+    if not found or not is_host(found[2].strip("[]")) or re.search(r"[?#'\"<>]", text):
+        raise ValueError(
+            f"{text!r} is no address of websockets, such as wss://wepp.cloud/weppcloud-microservices/status"
+        )
+    return text.rstrip("/")
+
+
 Network = tuple[bytes, int]  # 16 bytes, IPv4 mapped into IPv6, and how many of their 128 bits count
 
 

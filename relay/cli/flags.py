@@ -65,6 +65,9 @@ PROCESS = (
     Flag("TRUSTED_PROXIES", "LIST", "Proxies believed who their clients are: addresses, networks, unix."),
     Flag("PROXY_PROTOCOL", "", "Connections of trusted proxies begin with a PROXY header."),
     Flag("MAX_PER_ADDRESS", "N", "Most websockets of one address (IPv6: /64); unset: any number."),
+    Flag("PAGE", "", "Serve the page at / and /run/<run>; on by default."),
+    Flag("STATUS_PUBLIC_URL", "URL", "Where browsers find status; unset: the page's own host, by status' port."),
+    Flag("PREFLIGHT_PUBLIC_URL", "URL", "Where browsers find preflight; unset: likewise."),
     Flag("SET_KEYSPACE_EVENTS", "", "Set Redis's notify-keyspace-events where it is missing."),
 )
 ENV_FILE = click.option(

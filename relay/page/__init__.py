@@ -1,30 +1,85 @@
-"""The page that the relay serves at `/`: the live log and the checklist of one run.
+"""The page that the relay serves at `/` and `/run/<run>`, and the module at `/relay.js` that it is made of.
 
-One file with nothing to fetch, so that it works wherever the relay does. Its policy (CSP level 2, section 4.2.3)
-lets in the style and the script it came with, by their hashes, and websockets; nothing else.
+Nothing to fetch but that module, so that it works wherever the relay does. Its policy (CSP level 3) lets in the style
+and the script it came with, by their hashes, what the relay itself serves, and the websockets of both services.
 """
 
 import base64
 import hashlib
+import html
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from importlib import resources
+from urllib.parse import urlsplit
+
+PORTS = {"status": 9002, "preflight": 9001}
+_HOST = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")  # in a policy, where `;` and `'` would say more
 
 
-def index(*, status_port: int, preflight_port: int) -> bytes:
-    """The whole document, UTF-8.
+@dataclass(frozen=True)
+class Page:
+    """The document, UTF-8, and what its policy says ahead of whom it may connect to."""
+
+    body: bytes
+    policy: str
+    urls: tuple[str, ...]
+    ports: tuple[int, ...]
+
+    def headers(self, host: str) -> list[tuple[str, str]]:
+        """Of the answer to a request with that Host."""
+        targets = [_origin(url) for url in self.urls]
+        if named := _HOST.fullmatch(host):
+            own = [f"{named[1]}:{port}" for port in self.ports] + [host]
+            targets += [f"{scheme}://{each}" for each in own for scheme in ("ws", "wss")]
+        policy = f"{self.policy}; connect-src 'self' {' '.join(dict.fromkeys(targets))}".rstrip()
+        return [("Content-Security-Policy", policy), ("Referrer-Policy", "no-referrer")]
+
+
+def page(urls: Mapping[str, str | None], ports: dict[str, int]) -> Page:
+    """The page as it is served.
 
     Args:
-        status_port: where the page opens `ws://<its own host>:<port>/<run>:<channel>`.
-        preflight_port: where it opens `ws://<its own host>:<port>/<run>`.
+        urls: where browsers find a service, where that is said: `wss://host/prefix/status`.
+        ports: of the host that the page comes from, where it is not.
     """
-    page = resources.files(__name__).joinpath("index.html").read_text("utf-8")
-    for tag in ("style", "script"):
-        page = page.replace(f"{{{{{tag}_hash}}}}", _hash(page, tag))
-    page = page.replace("{{status_port}}", str(status_port)).replace("{{preflight_port}}", str(preflight_port))
-    return page.encode()
+    text = _file("index.html")
+    pieces = {"style": _file("page.css"), "script": _file("page.js").replace("{{relay_js}}", f"/relay.js?{_tag()}")}
+    for service, port in PORTS.items():
+        pieces[f"{service}_url"] = html.escape(urls.get(service) or "")
+        pieces[f"{service}_port"] = str(ports.get(service, port))
+    body = re.sub(r"\{\{(\w+)\}\}", lambda found: pieces[found[1]], text)
+    policy = (
+        f"default-src 'self'; script-src 'self' {_hash(pieces['script'])}; style-src {_hash(pieces['style'])}; "
+        "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    far = tuple(url for url in urls.values() if url)
+    near = tuple(ports.get(service, port) for service, port in PORTS.items() if not urls.get(service))
+    return Page(body.encode(), policy, far, near)
 
 
-def _hash(page: str, tag: str) -> str:
-    """The source expression that lets in the one inline `tag` of the page."""
-    [text] = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+@cache
+def module() -> bytes:
+    """`/relay.js`."""
+    return _file("relay.js").encode()
+
+
+def _tag() -> str:
+    """Of the module's content: a newer one has another address, so each may be kept for as long as one likes."""
+    return hashlib.sha256(module()).hexdigest()[:12]
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+@cache
+def _file(name: str) -> str:
+    return resources.files(__name__).joinpath(name).read_text("utf-8")
+
+
+def _hash(text: str) -> str:
+    """The source expression that lets in an inline piece of the page (CSP level 3, section 8.4)."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

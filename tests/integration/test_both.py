@@ -232,8 +232,9 @@ def test_the_relays_own_paths(urls, service):
     url, _ = urls[service]
     assert answers(url, *map(head, ("/livez", "/readyz", "/", "/?x=1"))) == [200] * 4
     assert b"<html" in ask(url, head("/")).body.lower()
-    assert answers(url, *map(head, ("/metrics", "/relay.js", "/run/r1", "/run/r1/"))) == [404] * 4
-    for path in ("/health", "/livez", "/readyz", "/"):
+    assert answers(url, *map(head, ("/relay.js", "/run/r1", "/run/r1/"))) == [200] * 3
+    assert answers(url, head("/metrics")) == [404]
+    for path in ("/health", "/livez", "/readyz", "/", "/run/r1", "/relay.js"):
         full, short = ask(url, head(path)), ask(url, head(path, method="HEAD"))
         assert (short.status, short.body) == (200, b""), path
         assert short.headers["content-length"] == full.headers["content-length"] == str(len(full.body))
@@ -597,7 +598,9 @@ ORIGINS = {
     "https://evil.com#.example.com": False,
     "https://evil.com?.example.com": False,
     "http://localhost:8080": True,
-    "http://localhost": False,  # the very Host that is asked for: any name can be made to point here (DNS rebinding)
+    "http://localhost": True,  # the very Host that is asked for: the relay's own page
+    "https://localhost": True,
+    "http://localhost:9002": False,
     "http://localhost:80800": False,
     "https://[::1]:8443": True,
     "https://[::1": False,
@@ -607,6 +610,21 @@ ORIGINS = {
     "*.example.com": False,
     "file://": False,
 }
+
+
+def test_the_page_can_be_left_out(relay):
+    process = relay(env={"RELAY_PAGE": "false"})
+    for url in (process.status_url, process.preflight_url):
+        assert answers(url, *map(head, ("/", "/run/r1", "/relay.js", "/livez"))) == [404, 404, 200, 200]
+
+
+def test_the_page_says_whom_it_may_connect_to(relay):
+    process = relay("status", env={"RELAY_PREFLIGHT_PUBLIC_URL": "wss://far.example/preflight"})
+    answer = ask(process.status_url, head("/run/r1"))
+    assert b'data-preflight-url="wss://far.example/preflight"' in answer.body
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'self';" in policy
+    assert "connect-src 'self' wss://far.example ws://localhost:" in policy
 
 
 @pytest.mark.row("S4")

@@ -3,7 +3,7 @@
 import pytest
 
 from relay import handshake, settings
-from relay.handshake import Refused, judged, origin_allowed, permit, read
+from relay.handshake import Refused, host_of, is_own_origin, judged, origin_allowed, permit, read
 from relay.tokens import Keys
 from tests.integration.peers import upgrade
 
@@ -81,6 +81,38 @@ def test_allowed_origins(origin):
 def test_refused_origins(origin):
     assert not origin_allowed(ORIGINS, origin)
     assert origin_allowed((), origin), "an empty list allows all"
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "own"),
+    [
+        ("https://wepp.cloud", "wepp.cloud", True),
+        ("https://wepp.cloud", "WEPP.cloud:443", True),
+        ("http://wepp.cloud", "wepp.cloud:80", True),
+        ("http://wepp1:9002", "wepp1:9002", True),
+        ("http://[::1]:9002", "[::1]:9002", True),
+        ("http://wepp.cloud", "wepp.cloud:443", False),
+        ("http://wepp1:9001", "wepp1:9002", False),
+        ("https://evilwepp.cloud", "wepp.cloud", False),
+        ("https://wepp.cloud", "a.wepp.cloud", False),
+        ("null", "null", False),
+        ("", "", False),
+        (None, "wepp.cloud", False),
+        ("https://wepp.cloud", "", False),
+        ("https://a@wepp.cloud", "a@wepp.cloud", False),
+    ],
+)
+def test_a_page_of_the_same_host_is_let_in(origin, host, own):
+    assert is_own_origin(origin, host) is own
+
+
+@pytest.mark.parametrize("name", ["Host", "host", "HOST"])
+def test_the_host_is_found_whatever_its_name_is_written_like(name):
+    assert (
+        host_of(f"GET / HTTP/1.1\r\nA: b\r\n{name}:  wepp.cloud:9002 \r\nX-Host: c\r\n\r\n".encode())
+        == "wepp.cloud:9002"
+    )
+    assert host_of(b"GET / HTTP/1.0\r\nX-Host: c\r\n\r\n") == ""
 
 
 @pytest.mark.parametrize("origin", [*ALLOWED, *REFUSED])

@@ -1,0 +1,1 @@
+// Streams of a relay, for any page.
