@@ -130,6 +130,7 @@ cdef class Clients:
         cdef Service service = Service()
         service.index = len(self.services)
         service.prefix, service.suffix, service.notice, service.newest_only = prefix, suffix, notice, newest_only
+        service.lead = event_lead(prefix)
         service.ping_every, service.silence, service.write_timeout = ticks(ping_interval), ticks(pong_timeout), ticks(write_timeout)
         service.max_message, service.max_backlog, service.max_published = max_message, max_backlog, max_published
         service.pressing = min(max_backlog // 2, <size_t>PRESSING)
@@ -190,14 +191,15 @@ cdef class Clients:
     cdef inline uint32_t index_of(self, Slot *slot) noexcept:
         return <uint32_t>(slot - self.slots)
 
-    def accept(self, uint64_t client, bytes answer, uint8_t version=0, double expires_in=0) -> bool:
-        """Parks a client that has been judged: `answer` is its 101, sent by `attach`.
+    def accept(self, uint64_t client, bytes answer, uint8_t version=0, double expires_in=0, bint events=False) -> bool:
+        """Parks a client that has been judged: `answer` is sent by `attach`, its 101 or the head of its event stream.
 
         Args:
             client: as `on_request` gave it.
-            answer: the whole HTTP answer.
+            answer: the whole HTTP answer; of an event stream the head, and what may stand ahead of the first event.
             version: of the protocol it asked for; frames of newer ones pass it by.
             expires_in: seconds after which it is closed with 1008; 0: never.
+            events: it gets server-sent events instead of websocket frames.
         """
         cdef Slot *slot = self.find(client)
         cdef Inbound *inbound
@@ -212,6 +214,7 @@ cdef class Clients:
         memcpy(inbound.answer, PyBytes_AS_STRING(answer), inbound.answer_size)
         self.leave_heads(self.index_of(slot))
         slot.stage = PARKED
+        slot.kind = STREAM if events else WEBSOCKET
         slot.version = version
         slot.expires = self.now + self.stood + ticks(expires_in) if expires_in > 0 else 0
         return True
@@ -286,27 +289,6 @@ cdef class Clients:
             self.bury(index)  # it never said a word: a port scan, or a browser's spare connection
             return 0
         return self.turn_away(index, self.head_too_slow)
-
-    def ping(self, uint64_t client) -> bool:
-        """A heartbeat at once: `{"type":"ping"}` and a protocol ping."""
-        cdef Slot *slot = self.find(client)
-        if slot is NULL or slot.stage != OPEN:
-            return False
-        self.say(self.index_of(slot), HEARTBEAT, HEARTBEAT_SIZE)
-        return True
-
-    def send_message(self, uint64_t client, bytes message, bint binary=False) -> bool:
-        """A message of a client's own, behind what waits for it (RFC 6455, 5.6); a text must be UTF-8."""
-        cdef Slot *slot = self.find(client)
-        cdef size_t size = PyBytes_GET_SIZE(message), head = header_size(size)
-        cdef bytes frame
-        if slot is NULL or slot.stage != OPEN:
-            return False
-        frame = PyBytes_FromStringAndSize(NULL, head + size)
-        write_header(<unsigned char *>PyBytes_AS_STRING(frame), BINARY if binary else TEXT, size)
-        memcpy(PyBytes_AS_STRING(frame) + head, PyBytes_AS_STRING(message), size)
-        self.say(self.index_of(slot), PyBytes_AS_STRING(frame), head + size)
-        return True
 
     cdef int owe(self, Service service, uint32_t index, Burst *burst, size_t sent) except -1:
         """Keeps what the socket did not take. A client past its bound is closed, or left with the newest frame alone."""
@@ -418,11 +400,15 @@ cdef class Clients:
         return self.part(index, code, reason, True)
 
     cdef int part(self, uint32_t index, int code, bytes reason, bint ours) except -1:
-        """Takes a websocket out of its topic and says goodbye. `ours`: not the echo of the peer's."""
+        """Takes a client out of its topic and says goodbye. `ours`: not the echo of the peer's.
+
+        An event stream hears the code and the reason in its last event, and ends.
+        """
         cdef Slot *slot = &self.slots[index]
         cdef Service service = self.services[slot.service]
         cdef unsigned char frame[127]
         cdef size_t size = min(PyBytes_GET_SIZE(reason), 123)
+        cdef bytes event
         if slot.stage != OPEN or slot.dead:
             return 0
         if ours:
@@ -432,13 +418,23 @@ cdef class Clients:
         slot.farewell = 2
         slot.deadline = self.now + LINGER_TICKS
         slot.tokens = LINGER_READS
-        service.connections -= 1
+        self.leave_service(slot)
+        if slot.kind == STREAM:
+            slot.farewell = 1
+            event = b'event: close\ndata: {"type":"close","code":%d,"reason":"%b"}\n\n' % (code, reason)
+            self.say(index, PyBytes_AS_STRING(event), PyBytes_GET_SIZE(event))
+            return self.all_sent(index)
         frame[0] = 0x80 | CLOSE
         frame[1] = <unsigned char>(2 + size)
         frame[2] = <unsigned char>(code >> 8)
         frame[3] = <unsigned char>(code & 255)
         memcpy(frame + 4, PyBytes_AS_STRING(reason), size)
         return self.say(index, frame, 4 + size)
+
+    cdef void leave_service(self, Slot *slot) noexcept:
+        cdef Service service = self.services[slot.service]
+        service.connections -= 1
+        service.streams -= slot.kind == STREAM
 
     cdef void leave_topic(self, uint32_t index) noexcept:
         cdef Slot *slot = &self.slots[index]
@@ -509,7 +505,7 @@ cdef class Clients:
         cdef uint32_t generation = slot.generation + 1
         self.leave_topic(index)
         if slot.stage == OPEN:
-            (<Service>self.services[slot.service]).connections -= 1
+            self.leave_service(slot)
         self.peers.release(slot)
         self.free_buffers(slot)
         close(slot.fd)
@@ -615,9 +611,7 @@ cdef class Clients:
     cdef int dismiss_all(self, Topic topic, int bound) except -1:
         """Ends a topic that gets more than this process can deliver: other topics must not wait for it."""
         cdef uint32_t i
-        cdef int kind
-        for kind in range(KINDS):
-            topic_seal(topic, kind)  # who leaves is a hole now, and nobody moves
+        topic_seal_all(topic)  # who leaves is a hole now, and nobody moves
         for i in range(topic.count):
             if topic.slots[i] != NONE:
                 self.breach(topic.slots[i], bound)

@@ -4,8 +4,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
     NONE = 0xFFFFFFFF       # no slot, no position
-    KINDS = 1               # kinds of client a burst is built for; a second one will be the event stream
+    KINDS = 2               # kinds of client, for each of which a burst is built
     WEBSOCKET = 0
+    STREAM = 1              # a stream of server-sent events
     BUCKETS = 16            # of a histogram
 
 cdef enum Stage:
@@ -131,6 +132,7 @@ cdef class Service:
     # The values of one listener's service; a slot points to it by number.
     cdef dict topics        # bytes -> Topic
     cdef bytes prefix, suffix
+    cdef bytes lead         # ahead of a message in an event stream
     cdef readonly int index
     cdef bint newest_only
     cdef bint introduced    # by a PROXY header, those that trusted proxies connect for
@@ -146,6 +148,7 @@ cdef class Service:
     cdef uint32_t frame_rate, frame_burst   # frames a second; tenths of a frame
     cdef bytes notice       # for clients of a newer protocol, where a message was dropped for its size
     cdef uint64_t breaches[COUNTED]
+    cdef uint64_t streams, streamed  # event streams among its connections, and among those it has opened
     cdef uint64_t connections, opened, frames, bytes, oversize, write_errors, replaced
     cdef uint64_t arrived   # messages Redis sent, for whatever channel
     cdef uint64_t told, untold  # clients that learned of a gap, and those of the old protocol, which cannot
@@ -160,6 +163,7 @@ cdef class Topic:
     cdef bytes name
     cdef uint32_t *slots    # compact; NONE is the hole of one who left during a delivery
     cdef uint32_t count, room, holes
+    cdef uint32_t streams   # of its clients, those that are event streams
     cdef uint32_t newer     # of its clients, those that know frames of a newer protocol
     cdef uint32_t confirmed # the service's epoch in which its subscription was; others may be let in without asking
     cdef Burst *open[KINDS] # what grows

@@ -25,6 +25,7 @@ from hiredis import ProtocolError
 
 include "_system.pxi"
 include "_frames.pxi"
+include "_events.pxi"
 include "_histograms.pxi"
 include "_accept.pxi"
 include "_heads.pxi"
@@ -124,10 +125,11 @@ cdef class Topic:
 include "_clients.pxi"
 include "_sockets.pxi"
 include "_newcomers.pxi"
+include "_looks.pxi"
 
 
 @cython.final
-cdef class Core(Newcomers):
+cdef class Core(Looks):
     """All sockets of a process.
 
     Args:
@@ -160,9 +162,11 @@ cdef class Core(Newcomers):
     cdef int append_message(self, Topic topic, const unsigned char *text, size_t size) except -1:
         """The envelope around the escaped text, at the end of the open burst."""
         cdef Service service = topic.service
-        cdef size_t inner, body
+        cdef const unsigned char *prefix
+        cdef size_t inner, body, whole
         cdef Py_ssize_t length
         cdef bint ascii = True, plain
+        cdef int kind
         cdef unsigned char *out
         cdef Burst *burst
         if size > service.max_published:
@@ -176,25 +180,31 @@ cdef class Core(Newcomers):
             text = <const unsigned char *>PyUnicode_AsUTF8AndSize(mended, &length)
             size = <size_t>length
         inner = size if plain else escaped_size(text, size)
+        prefix = <const unsigned char *>PyBytes_AS_STRING(service.prefix)
         body = PyBytes_GET_SIZE(service.prefix) + inner + PyBytes_GET_SIZE(service.suffix)
-        burst = self.room_for(topic, header_size(body) + body)
-        out = write_header(burst.data + burst.size, TEXT, body)
-        memcpy(out, PyBytes_AS_STRING(service.prefix), PyBytes_GET_SIZE(service.prefix))
-        out += PyBytes_GET_SIZE(service.prefix)
-        if plain:
-            memcpy(out, text, size)
-            out += size
-        else:
-            out = escape(out, text, size)
-        memcpy(out, PyBytes_AS_STRING(service.suffix), PyBytes_GET_SIZE(service.suffix))
-        self.appended(topic, burst, header_size(body) + body)
+        for kind in range(KINDS):
+            if not topic_has(topic, kind):
+                continue
+            whole = frame_size(kind, service.lead, body)
+            burst = self.room_for(topic, kind, whole)
+            out = begin_frame(burst.data + burst.size, kind, service.lead, body)
+            memcpy(out, prefix, PyBytes_GET_SIZE(service.prefix))
+            out += PyBytes_GET_SIZE(service.prefix)
+            if plain:
+                memcpy(out, text, size)
+                out += size
+            else:
+                out = escape(out, text, size)
+            memcpy(out, PyBytes_AS_STRING(service.suffix), PyBytes_GET_SIZE(service.suffix))
+            end_frame(out + PyBytes_GET_SIZE(service.suffix), kind)
+            self.appended(topic, kind, burst, whole)
         return 0
 
-    cdef Burst *room_for(self, Topic topic, size_t size) except NULL:
+    cdef Burst *room_for(self, Topic topic, int kind, size_t size) except NULL:
         """The topic's open burst with room for `size` bytes more. A frame above the bound travels alone: it is excused."""
-        cdef Burst *burst = topic.open[WEBSOCKET]
+        cdef Burst *burst = topic.open[kind]
         if burst is not NULL and size > topic.service.max_backlog:
-            topic_seal(topic, WEBSOCKET)
+            topic_seal(topic, kind)
             burst = NULL
         if burst is not NULL and topic.service.newest_only:
             topic_weigh(topic, topic.waiting - burst.size)
@@ -206,10 +216,10 @@ cdef class Core(Newcomers):
             burst.read_at = self.read_at
         else:
             burst = burst_grow(burst, size)
-        topic.open[WEBSOCKET] = burst
+        topic.open[kind] = burst
         return burst
 
-    cdef int appended(self, Topic topic, Burst *burst, size_t size) except -1:
+    cdef int appended(self, Topic topic, int kind, Burst *burst, size_t size) except -1:
         burst.size += size
         burst.frames += 1
         assert burst.size <= burst.room
@@ -217,7 +227,7 @@ cdef class Core(Newcomers):
         if topic.waiting - size > FLOOD * topic.service.max_backlog:
             return self.dismiss_all(topic, UNDELIVERED)
         if size > topic.service.max_backlog:
-            topic_seal(topic, WEBSOCKET)
+            topic_seal(topic, kind)
         self.enqueue(topic)
         return 0
 
@@ -239,16 +249,26 @@ cdef class Core(Newcomers):
         return True
 
     cdef int append_text(self, Topic topic, bytes text, int min_version) except -1:
-        cdef size_t body = PyBytes_GET_SIZE(text)
+        cdef size_t size = PyBytes_GET_SIZE(text), whole
+        cdef bytes lead
+        cdef unsigned char *out
         cdef Burst *burst
-        if min_version > 0:
-            topic_seal(topic, WEBSOCKET)
-        burst = self.room_for(topic, header_size(body) + body)
-        memcpy(write_header(burst.data + burst.size, TEXT, body), PyBytes_AS_STRING(text), body)
-        burst.min_version = <uint8_t>min_version
-        self.appended(topic, burst, header_size(body) + body)
-        if min_version > 0:
-            topic_seal(topic, WEBSOCKET)
+        cdef int kind
+        for kind in range(KINDS):
+            if not topic_has(topic, kind):
+                continue
+            if min_version > 0:
+                topic_seal(topic, kind)
+            lead = event_lead(text) if kind == STREAM else b""
+            whole = frame_size(kind, lead, size)
+            burst = self.room_for(topic, kind, whole)
+            out = begin_frame(burst.data + burst.size, kind, lead, size)
+            memcpy(out, PyBytes_AS_STRING(text), size)
+            end_frame(out + size, kind)
+            burst.min_version = <uint8_t>min_version
+            self.appended(topic, kind, burst, whole)
+            if min_version > 0:
+                topic_seal(topic, kind)
         return 0
 
     def announce_gap(self, int service, bytes text, name=None) -> None:
@@ -309,12 +329,10 @@ cdef class Core(Newcomers):
 
     cdef int serve(self, Line line, int64_t until) except -1:
         cdef Topic topic
-        cdef int kind
         while line.first is not None and self.looked_at < until:
             topic = line.leave()
             if topic.sealed is NULL:
-                for kind in range(KINDS):
-                    topic_seal(topic, kind)
+                topic_seal_all(topic)
             self.deliver(topic, until)
             if topic_waits(topic):
                 self.unfinished.join(topic)
@@ -382,12 +400,10 @@ cdef class Core(Newcomers):
         cdef Slot *slot = &self.slots[index]
         cdef Topic topic
         cdef Burst *burst
-        cdef int kind
         if slot.topic is NULL:
             return 0
         topic = <Topic>slot.topic
-        for kind in range(KINDS):
-            topic_seal(topic, kind)
+        topic_seal_all(topic)
         burst = topic.sealed
         while burst is not NULL and slot.topic is not NULL:  # a push may find it too slow
             if burst.cursor <= slot.position < burst.end:
@@ -476,14 +492,15 @@ cdef class Core(Newcomers):
 
     cdef uint32_t check_topic(self, Topic topic) except? 0:
         """A slot is in a topic's array if and only if that is its topic."""
-        cdef uint32_t position, index, clients = 0, newer = 0
+        cdef uint32_t position, index, clients = 0, newer = 0, streams = 0
         for position in range(topic.count):
             index = topic.slots[position]
             if index != NONE:
                 assert self.slots[index].topic is <void *>topic and self.slots[index].position == position
                 clients += 1
                 newer += self.slots[index].version > 0
-        assert clients == topic_clients(topic) and newer == topic.newer
+                streams += self.slots[index].kind == STREAM
+        assert clients == topic_clients(topic) and newer == topic.newer and streams == topic.streams
         return clients
 
     cdef int check_backlog(self, Slot *slot) except -1:

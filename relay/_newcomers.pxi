@@ -28,11 +28,11 @@ cdef class Newcomers(Sockets):
         service = self.services[slot.service]
         if slot.version < 2:
             notice = b""
-        burst = burst_new(slot.inbound.answer_size + PyBytes_GET_SIZE(first) + PyBytes_GET_SIZE(notice) + 20)
+        burst = burst_new(slot.inbound.answer_size + PyBytes_GET_SIZE(first) + PyBytes_GET_SIZE(notice) + 96)
         try:
             memcpy(burst.data, slot.inbound.answer, slot.inbound.answer_size)
             burst.size = slot.inbound.answer_size
-            service.frames += burst_add_text(burst, first) + burst_add_text(burst, notice)
+            service.frames += burst_add_text(burst, slot.kind, first) + burst_add_text(burst, slot.kind, notice)
             service.bytes += burst.size - slot.inbound.answer_size
             self.inbound_bytes -= slot.inbound.answer_size
             PyMem_RawFree(slot.inbound.answer)
@@ -45,19 +45,21 @@ cdef class Newcomers(Sockets):
             if topic is not None and slot.stage == OPEN:
                 self.join(service, topic, index)
             if slot.inbound is not NULL and slot.stage == OPEN and not slot.dead:
-                self.take_frames(index, slot.inbound.data, slot.inbound.size)
+                self.take_sent(index, slot.inbound.data, slot.inbound.size)
         finally:
             burst_release(burst)
         return True
 
     cdef void open_up(self, Slot *slot, Service service) noexcept:
         slot.stage = OPEN
-        slot.kind = WEBSOCKET
         slot.heard = self.now
         slot.tokens = <uint16_t>service.frame_burst
         slot.refilled = self.now
         service.connections += 1
         service.opened += 1
+        if slot.kind == STREAM:
+            service.streams += 1
+            service.streamed += 1
 
     cdef bint let_in(self, uint32_t index, unsigned char *data, size_t length, size_t size) except -1:
         cdef Slot *slot = &self.slots[index]
@@ -133,8 +135,6 @@ cdef class Newcomers(Sockets):
         return self.enter(topic, index)
 
     cdef int enter(self, Topic topic, uint32_t index) except -1:
-        cdef int kind
-        for kind in range(KINDS):
-            topic_seal(topic, kind)
+        topic_seal_all(topic)
         topic_join(topic, index, &self.slots[index])
         return 0

@@ -204,8 +204,15 @@ cdef class Sockets(Clients):
                 self.breach(index, HEAD_SIZE)
                 self.bury(index)  # a client must await the 101 (RFC 6455, 4.1)
         elif slot.farewell != 1:
-            self.take_frames(index, data, size)
+            self.take_sent(index, data, size)
         return 0
+
+    cdef int take_sent(self, uint32_t index, unsigned char *data, size_t size) except -1:
+        """What an open client has sent."""
+        if self.slots[index].kind == STREAM:
+            self.inbound_drop(&self.slots[index])
+            return self.part(index, 1002, b"nothing follows the request of an event stream", True)
+        return self.take_frames(index, data, size)
 
     cdef int make_room(self, Inbound *inbound) except -1:
         """For the next read: what the frame needs, but never far ahead of what has come."""
@@ -516,13 +523,13 @@ cdef class Sockets(Clients):
         if slot.stage != OPEN:
             return 0
         service = self.services[slot.service]
-        if self.now - slot.heard > service.silence:
+        if slot.kind == WEBSOCKET and self.now - slot.heard > service.silence:
             self.breach(index, PONG_TIMEOUT)
             self.part(index, 1008, b"no pong in time", True)
             self.bury(index)  # nothing will come from there any more
         elif slot.expires and slot.expires <= self.now + self.stood:
             self.part(index, 1008, b"permission expired", True)
-        elif slot.backlog is not NULL and slot.backlog.count and not service.newest_only and \
+        elif slot.backlog is not NULL and slot.backlog.count and (not service.newest_only or slot.kind == STREAM) and \
                 self.now - backlog_at(slot.backlog, 0).since > service.write_timeout:
             self.breach(index, WRITE_TIMEOUT)
             self.dismiss(index, 1013, b"too slow: nothing was taken in time")
@@ -537,9 +544,33 @@ cdef class Sockets(Clients):
             __builtin_prefetch(&self.slots[min(i + service.ping_every, self.high - 1)])
             # Behind what waits, too: who is always a little behind must be heard of, or ends as one that is silent.
             if slot.stage == OPEN and slot.service == service.index and not slot.dead:
-                self.say(i, HEARTBEAT, HEARTBEAT_SIZE)
+                if slot.kind == WEBSOCKET:
+                    self.say(i, HEARTBEAT, HEARTBEAT_SIZE)
+                else:  # it cannot answer: a dead one is found by what it does not take, and by TCP
+                    self.say(i, STILL_HERE, 3)
             i += service.ping_every
         return 0
+
+    def ping(self, uint64_t client) -> bool:
+        """A heartbeat at once: `{"type":"ping"}` and a protocol ping."""
+        cdef Slot *slot = self.find(client)
+        if slot is NULL or slot.stage != OPEN or slot.kind != WEBSOCKET:
+            return False
+        self.say(self.index_of(slot), HEARTBEAT, HEARTBEAT_SIZE)
+        return True
+
+    def send_message(self, uint64_t client, bytes message, bint binary=False) -> bool:
+        """A message of a client's own, behind what waits for it (RFC 6455, 5.6); a text must be UTF-8."""
+        cdef Slot *slot = self.find(client)
+        cdef size_t size = PyBytes_GET_SIZE(message), head = header_size(size)
+        cdef bytes frame
+        if slot is NULL or slot.stage != OPEN or slot.kind != WEBSOCKET:
+            return False
+        frame = PyBytes_FromStringAndSize(NULL, head + size)
+        write_header(<unsigned char *>PyBytes_AS_STRING(frame), BINARY if binary else TEXT, size)
+        memcpy(PyBytes_AS_STRING(frame) + head, PyBytes_AS_STRING(message), size)
+        self.say(self.index_of(slot), PyBytes_AS_STRING(frame), head + size)
+        return True
 
     cdef void give_back(self) noexcept:
         """Memory of frames that are gone: left alone, malloc kept 190 of the 250 MB that laggards had made it take."""
@@ -559,92 +590,3 @@ cdef class Sockets(Clients):
                     relay_watch(self.ep, EPOLL_CTL_ADD, listener.fd, EPOLLIN, LISTENER | which) == 0:
                 listener.watched = True
         return 0
-
-    # ---- being looked at ----
-
-    def stats(self, int service) -> dict:
-        """Counters of one service: all of them ints, but for
-
-        - `closes` and `responses`, dicts from close code and HTTP status to how often;
-        - `breaches`, one from each of BOUNDS and `published_size` to how often it was exceeded;
-        - `delivery` in seconds and `burst` in frames, histograms as (bounds, counts, sum);
-        - `backlog_seconds`, how long the oldest byte has waited that a client did not take.
-        """
-        cdef Service s = self.services[service]
-        cdef uint32_t waiting = 0, since = self.now
-        cdef size_t bytes = 0
-        cdef int i
-        cdef uint32_t index
-        cdef Slot *slot
-        for index in range(self.high):
-            slot = &self.slots[index]
-            if slot.backlog is not NULL and slot.backlog.count and slot.stage == OPEN and slot.service == service:
-                waiting += 1
-                bytes += slot.backlog.bytes
-                since = min(since, backlog_at(slot.backlog, 0).since)
-        return {
-            "connections": s.connections, "opened": s.opened, "topics": len(s.topics), "frames": s.frames, "bytes": s.bytes,
-            "oversize": s.oversize, "write_errors": s.write_errors, "replaced": s.replaced, "closes": dict(s.closes),
-            "told": s.told, "untold": s.untold, "backlogs": waiting, "backlog_bytes": bytes,
-            "backlog_seconds": <double>(self.now - since) / TICKS_PER_SECOND, "responses": {101: s.opened, **s.responses},
-            "delivery": buckets_of(&s.delivery, relay_delays, 1e9), "burst": buckets_of(&s.sizes, relay_sizes, 1),
-            "breaches": {**{BOUNDS[i]: s.breaches[i] for i in range(COUNTED)}, "published_size": s.oversize},
-        }
-
-    def totals(self) -> dict:
-        """Gauges of the process: connections of any stage, request heads of which a part has come, bytes of live
-        frames, and bytes held by heads and messages that are not complete."""
-        return {
-            "sockets": self.used, "heads": self.begun.count, "live_bytes": live_bytes, "inbound_bytes": self.inbound_bytes,
-        }
-
-    def lag(self) -> tuple:
-        """Seconds by which ticks came late: how long whatever is ready waits for its turn, as (bounds, counts, sum)."""
-        return buckets_of(&self.lateness, relay_delays, 1e9)
-
-    def breached(self, int service, str bound) -> None:
-        """Counts a breach that was found outside of the core.
-
-        Raises:
-            ValueError: it is none of BOUNDS.
-        """
-        (<Service>self.services[service]).breaches[BOUNDS.index(bound)] += 1
-
-    def largest(self, int service, uint32_t most) -> list:
-        """The topics of a service with most clients: (clients, bytes not delivered yet, name), most first.
-
-        One look at each topic: 100 000 of them take some ms.
-        """
-        cdef Service s = self.services[service]
-        cdef Topic topic
-        cdef uint32_t least = 0
-        cdef list found = []
-        for topic in s.topics.values():
-            if topic_clients(topic) > least:
-                found.append((topic_clients(topic), topic.waiting, topic.name))
-                if len(found) > most:
-                    found.remove(min(found))
-                    least = min(found)[0]
-        return sorted(found, reverse=True)
-
-    def slowest(self, uint32_t most) -> list:
-        """The clients for whom most waits: (bytes, seconds that the oldest has waited, service, address), most first."""
-        cdef uint32_t i
-        cdef Slot *slot
-        cdef size_t least = 0
-        cdef list found = []
-        for i in range(self.high):
-            slot = &self.slots[i]
-            if slot.stage == OPEN and slot.backlog is not NULL and slot.backlog.bytes > least:
-                waited = <double>(self.now - backlog_at(slot.backlog, 0).since) / TICKS_PER_SECOND
-                address = PyBytes_FromStringAndSize(<char *>slot.address, 16)
-                found.append((slot.backlog.bytes, waited, slot.service, address))
-                if len(found) > most:
-                    found.remove(min(found))
-                    least = min(found)[0]
-        return sorted(found, reverse=True)
-
-    def address(self, uint64_t client):
-        """The peer's address, 16 bytes (IPv4 mapped into IPv6, zero for a Unix socket), or None when it is gone."""
-        cdef Slot *slot = self.find(client)
-        return None if slot is NULL else PyBytes_FromStringAndSize(<char *>slot.address, 16)

@@ -74,14 +74,20 @@ cdef Burst *burst_of(const unsigned char *data, size_t size) except NULL:
     return burst
 
 
-cdef int burst_add_text(Burst *burst, bytes text) except -1:
-    """A text frame at its end, where there is room; how many frames that is: none for an empty text."""
-    cdef size_t size = PyBytes_GET_SIZE(text)
+cdef int burst_add_text(Burst *burst, int kind, bytes text) except -1:
+    """A message at its end, where there is room; how many frames that is: none for an empty text."""
+    cdef size_t size = PyBytes_GET_SIZE(text), whole
+    cdef unsigned char *out
+    cdef bytes lead
     if size == 0:
         return 0
-    assert burst.size + header_size(size) + size <= burst.room
-    memcpy(write_header(burst.data + burst.size, TEXT, size), PyBytes_AS_STRING(text), size)
-    burst.size += header_size(size) + size
+    lead = event_lead(text) if kind == STREAM else b""
+    whole = frame_size(kind, lead, size)
+    assert burst.size + whole <= burst.room
+    out = begin_frame(burst.data + burst.size, kind, lead, size)
+    memcpy(out, PyBytes_AS_STRING(text), size)
+    end_frame(out + size, kind)
+    burst.size += whole
     return 1
 
 
@@ -141,6 +147,7 @@ cdef int topic_join(Topic topic, uint32_t index, Slot *slot) except -1:
     slot.topic = <void *>topic
     topic.count += 1
     topic.newer += slot.version > 0
+    topic.streams += slot.kind == STREAM
     return 0
 
 
@@ -148,6 +155,7 @@ cdef void topic_leave(Topic topic, Slot *slots, uint32_t index) noexcept:
     cdef Slot *slot = &slots[index]
     cdef uint32_t moved
     topic.newer -= slot.version > 0
+    topic.streams -= slot.kind == STREAM
     if topic.sealed is not NULL:
         topic.slots[slot.position] = NONE
         topic.holes += 1
@@ -176,6 +184,17 @@ cdef void topic_close_holes(Topic topic, Slot *slots) noexcept:
 
 cdef inline uint32_t topic_clients(Topic topic) noexcept:
     return topic.count - topic.holes
+
+
+cdef inline bint topic_has(Topic topic, int kind) noexcept:
+    """Whether any of its clients is of that kind."""
+    return topic.streams > 0 if kind == STREAM else topic_clients(topic) > topic.streams
+
+
+cdef void topic_seal_all(Topic topic) noexcept:
+    cdef int kind
+    for kind in range(KINDS):
+        topic_seal(topic, kind)
 
 
 cdef void topic_seal(Topic topic, int kind) noexcept:
@@ -369,6 +388,8 @@ cdef void backlog_find_boundary(Backlog *backlog) noexcept:
     while backlog.boundary < owed.start:
         if owed.burst.opaque:
             backlog.boundary = owed.burst.size
+        elif owed.burst.kind == STREAM:
+            backlog.boundary += whole_event(owed.burst.data + backlog.boundary, owed.burst.size - backlog.boundary)
         else:
             backlog.boundary += whole_frame(owed.burst.data + backlog.boundary)
     if owed.start and owed.burst is backlog.large:
