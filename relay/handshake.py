@@ -6,6 +6,7 @@ browser, which it would take 60 µs over, is read by the core in less than one. 
 """
 
 import logging
+import random
 import re
 import time
 from collections.abc import Iterable
@@ -27,6 +28,9 @@ MAX_PARTS = 5  # of a nested run id, such as batch;;<name>;;<run>
 
 RUN = r"[A-Za-z0-9_.;-]+"
 CHANNEL = r"[A-Za-z0-9_.-]+"
+
+KINDS = {"text/event-stream": "stream", "application/json": "json"}
+RETRY = (500, 3000)  # ms after which an event stream comes back: thousands that lost one relay must not all at once
 
 Own = Literal["page", "run", "script", "livez", "readyz", "metrics", "health"]
 OWN_PATHS: dict[str, Own] = {
@@ -79,8 +83,9 @@ class Request(NamedTuple):
         path: without the query, not decoded.
         query: what follows the `?`, not decoded.
         version: of the frame protocol asked for with `?v=`; 0 for clients that know none.
-        origin: of the page that asks for a websocket; None where there is no such header.
+        origin: of the page that asks; None where there is no such header.
         upgrade: the whole 101 answer where a websocket is asked for, else None.
+        wants: the first of `stream` (text/event-stream) and `json` that the Accept header names; "" for neither.
     """
 
     method: str
@@ -89,6 +94,7 @@ class Request(NamedTuple):
     version: int
     origin: str | None
     upgrade: bytes | None
+    wants: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +204,44 @@ def judged(head: bytes, max_headers: int = MAX_HEADERS) -> Request:
         raise Refused("400 Bad Request", "The Host header names no host.")
     path, _, query = target.partition("?")
     upgrade = _upgrade(judge, request, method)
-    origin = request.headers.get("Origin") if upgrade else None  # type: ignore[union-attr]
-    return Request(method, path, query, _version(query), origin, upgrade)
+    origins = request.headers.get_all("Origin")  # type: ignore[union-attr]
+    if len(origins) > 1:
+        raise Refused("400 Bad Request", f"{len(origins)} Origin headers where there may be one.")
+    wants = _wants(request.headers.get_all("Accept"))  # type: ignore[union-attr]
+    return Request(method, path, query, _version(query), origins[0] if origins else None, upgrade, wants)
+
+
+def _wants(values: list[str]) -> str:
+    """What the Accept headers name first of what runs and channels come as (RFC 9110, section 12.5.1)."""
+    named = (part.partition(";")[0].strip().lower() for value in values for part in value.split(","))
+    return next((KINDS[kind] for kind in named if kind in KINDS), "")
+
+
+def cross_origin(origin: str | None, origins: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The headers that let a page read an answer (WHATWG Fetch, section 3.2), whose Origin was found to be allowed."""
+    if not origins or origin is None:
+        return [("Access-Control-Allow-Origin", "*")] if not origins else []
+    return [("Access-Control-Allow-Origin", origin), ("Vary", "Origin")]
+
+
+def stream(origin: str | None, origins: tuple[str, ...]) -> bytes:
+    """The head of an event stream (WHATWG HTML, section 9.2), and when to come back: each at another time.
+
+    Args:
+        origin: of a page that was found to be allowed.
+        origins: those that are named; a page of any other may read it where there are none.
+    """
+    lines = [
+        "HTTP/1.1 200 OK",
+        f"Date: {formatdate(usegmt=True)}",
+        "Connection: close",
+        "Content-Type: text/event-stream; charset=utf-8",
+        "Cache-Control: no-store",
+        "X-Content-Type-Options: nosniff",
+        "X-Accel-Buffering: no",  # or nginx keeps what has come until there is more
+        *(f"{name}: {value}" for name, value in cross_origin(origin, origins)),
+    ]
+    return "\r\n".join([*lines, "", f"retry: {random.randint(*RETRY)}\n\n"]).encode()
 
 
 def _origin_form(target: str) -> str:

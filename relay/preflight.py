@@ -10,12 +10,13 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeGuard
 
 from relay import checklist
 from relay._fanout import Core
+from relay.handshake import busy, plain
 from relay.link import READY, Link, gap
 from relay.settings import ProcessSettings, ServiceSettings
 from relay.upstream import Commands, Lost
@@ -23,6 +24,7 @@ from relay.upstream import Commands, Lost
 SPACING = 0.025  # seconds between two reads of a run, so between two frames
 RECHECK = 50.0  # seconds until every watched run has been read again, event or not
 REFUSED_AGAIN = 5.0  # seconds between two tries where Redis does not let us read
+JSON = "application/json"
 KEPT = 1000  # snapshots of runs that nobody watches, for who joins while Redis is away
 
 
@@ -115,6 +117,27 @@ class Preflight:
         self.core.attach(client, run, state.snapshot, notice)
         if not self.core.watched(self.index, run):
             self.idle(run)  # it was gone before it came
+
+    def show(self, client: int, run: bytes, extra: Iterable[tuple[str, str]], *, head: bool) -> None:
+        """Answers a request for the snapshot of now, with these headers: as it is held where it is current, or read."""
+        state = self._runs.get(run)
+        if state and state.current:
+            self.core.refuse(client, plain("200 OK", state.snapshot, extra, kind=JSON, head=head))
+            return
+        self.core.accept(client, b"")
+        self.commands.call(b"HGETALL", run).add_done_callback(lambda answer: self._tell(client, extra, answer, head))
+
+    def _tell(
+        self, client: int, extra: Iterable[tuple[str, str]], answer: "asyncio.Future[object]", head: bool
+    ) -> None:
+        fields = None if answer.cancelled() or answer.exception() else answer.result()
+        if _is_hash(fields):
+            snapshot = checklist.frame(dict(zip(fields[::2], fields[1::2], strict=True)))
+            self.core.refuse(client, plain("200 OK", snapshot, extra, kind=JSON, head=head))
+        else:
+            self.core.refuse(
+                client, busy("The run cannot be read just now: the relay has lost Redis, or Redis refuses it.")
+            )
 
     def _recall(self, run: bytes, state: _Run) -> None:
         """Redis is away: the last snapshot this process holds, also for those who joined before that was known."""

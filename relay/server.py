@@ -365,8 +365,10 @@ class Server:
             self.core.close(client, 1000)
         elif route.own:
             self.core.refuse(client, self._own(service, route.own, request, head))
-        elif not request.upgrade:
-            sentence = f"{request.path[:100]} is a websocket: connect with ws:// or wss://.\n"
+        elif not request.upgrade and not self._serves(service, request.wants):
+            sentence = (
+                f"{request.path[:100]} is a websocket: connect with ws:// or wss://, or ask for text/event-stream.\n"
+            )
             extra = [("Upgrade", "websocket")]
             self.core.refuse(client, plain("426 Upgrade Required", sentence, extra, head=request.method == "HEAD"))
         elif full or (self.draining and self._refusing):
@@ -384,9 +386,28 @@ class Server:
             self.core.refuse(client, plain("403 Forbidden", f"This Origin is not among those of {name}.\n"))
         elif self._asks_addresses and not self._has_room(client, head):
             self.core.refuse(client, handshake.busy("Too many connections from this address."))
-        else:
+        elif request.upgrade:
             self.core.accept(client, request.upgrade, request.version, expires_in)
             service.join(client, route.topic)
+        else:
+            self._answer(client, service, request, route.topic, expires_in)
+
+    def _serves(self, service: Service, wants: str) -> bool:
+        """Whether a run or channel can be had that way without a websocket."""
+        return wants == "stream" or (wants == "json" and isinstance(service, Preflight))
+
+    def _answer(self, client: int, service: Service, request: Request, topic: bytes, expires_in: float) -> None:
+        """A run or channel by plain HTTP: the events of what a websocket would get, or the snapshot of now."""
+        origins = service.settings.allowed_origins
+        begin = handshake.stream(request.origin, origins)
+        if request.wants == "json" and isinstance(service, Preflight):
+            service.show(client, topic, handshake.cross_origin(request.origin, origins), head=request.method == "HEAD")
+        elif request.method == "HEAD":
+            self.core.refuse(client, begin[: begin.index(b"\r\n\r\n") + 4])
+        else:
+            # Events of an unknown name pass by whoever does not listen to them, so all are of the newest version.
+            self.core.accept(client, begin, 2, expires_in, events=True)
+            service.join(client, topic)
 
     def _has_room(self, client: int, head: bytes) -> bool:
         """Whether the address of a client, perhaps one that a proxy reports, may have one connection more."""

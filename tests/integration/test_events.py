@@ -1,0 +1,225 @@
+"""Runs and channels by plain HTTP: event streams (WHATWG HTML, section 9.2), and the snapshot once."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import redis
+
+from tests.integration.peers import Peer, Wire, address_of, ask, head, wait_for
+
+EVENTS = "Accept: text/event-stream"
+
+
+class Stream(Wire):
+    """An event stream, its head read."""
+
+    def __init__(self, url, path, *headers, **options):
+        super().__init__(address_of(url), **options)
+        self.url = url
+        self.send(head(path, EVENTS, *headers))
+        while b"\r\n\r\n" not in self.unread:
+            assert self.more()
+        top, self.unread = self.unread.split(b"\r\n\r\n", 1)
+        self.head = top.decode()
+        self.status = int(self.head.split(" ")[1])
+
+    def event(self):
+        """The next (name, data); comments and `retry` are passed over, heartbeats counted."""
+        while True:
+            while b"\n\n" not in self.unread:
+                if not self.more():
+                    raise EOFError
+            block, self.unread = self.unread.split(b"\n\n", 1)
+            fields = dict(line.split(": ", 1) for line in block.decode().split("\n") if not line.startswith(":"))
+            if "data" in fields:
+                return fields["event"], json.loads(fields["data"])
+            if "retry" in fields:
+                self.retry = int(fields["retry"])
+
+    def until(self, name):
+        while (event := self.event())[0] != name:
+            pass
+        return event[1]
+
+
+@pytest.fixture
+def stream():
+    with contextlib.ExitStack() as stack:
+        yield lambda *args, **options: stack.enter_context(Stream(*args, **options))
+
+
+@pytest.fixture
+def database(redis_url):
+    with contextlib.closing(redis.Redis.from_url(redis_url)) as client:
+        yield client
+
+
+def test_a_channel_as_events(standing, stream, database):
+    events = stream(standing.status_url, "/e1:wepp")
+    assert events.status == 200
+    for header in (
+        "Content-Type: text/event-stream; charset=utf-8",
+        "Cache-Control: no-store",
+        "X-Accel-Buffering: no",
+        "Connection: close",
+    ):
+        assert header in events.head
+    assert events.event() == ("ready", {"type": "ready"})
+    assert 500 <= events.retry <= 3000
+    with Peer(f"{standing.status_url}/e1:wepp") as peer:
+        said = ["one", "", "zwei – é", 'a "quote"\nand a line\r\n\x00', "x" * 70_000]
+        for text in said:
+            database.publish("e1:wepp", text)
+        assert [events.event() for _ in said] == [("status", {"type": "status", "data": text}) for text in said]
+        assert [peer.data() for _ in said] == said, "and beside it a websocket has the same"
+
+
+def test_a_run_as_events(standing, stream, database):
+    database.hset("e2", mapping={"timestamps:build_soils": 1, "timestamps:run_wepp_watershed": 2})
+    events = stream(standing.preflight_url, "/e2")
+    snapshot = events.until("preflight")
+    assert snapshot["type"] == "preflight"
+    assert events.until("ready") == {"type": "ready"}
+    before = json.dumps(snapshot)
+    database.hset("e2", "locked:wepp.nodb", "true")
+    assert json.dumps(events.until("preflight")) != before
+    with Peer(f"{standing.preflight_url}/e2") as peer:
+        assert peer.message()["type"] == "preflight"
+
+
+def test_streams_begin_at_different_times_again(standing, stream):
+    waits = set()
+    for _ in range(8):
+        events = stream(standing.status_url, "/e3:wepp")
+        events.until("ready")
+        waits.add(events.retry)
+    assert len(waits) > 1, "thousands that lost one relay would return in the same second"
+
+
+def test_the_snapshot_once(standing, stream, database):
+    database.hset("e4", "timestamps:build_soils", 1)
+    unwatched = ask(standing.preflight_url, head("/e4", "Accept: application/json"))
+    assert unwatched.status == 200
+    assert unwatched.headers["content-type"] == "application/json"
+    events = stream(standing.preflight_url, "/x/e4?v=2")
+    snapshot = events.until("preflight")
+    events.until("ready")
+    watched = ask(standing.preflight_url, head("/e4", "Accept: text/html, application/json;q=0.9, */*;q=0.1"))
+    assert json.loads(unwatched.body) == json.loads(watched.body) == snapshot
+    short = ask(standing.preflight_url, head("/e4", "Accept: application/json", method="HEAD"))
+    assert (short.status, short.body) == (200, b"")
+    assert short.headers["content-length"] == unwatched.headers["content-length"]
+    empty = ask(standing.preflight_url, head("/nobody", "Accept: application/json"))
+    assert not any(json.loads(empty.body)["checklist"].values())
+
+
+def test_what_is_not_asked_for_is_a_websocket(standing):
+    for url, path in ((standing.status_url, "/e5:wepp"), (standing.preflight_url, "/e5")):
+        for headers in ((), ("Accept: */*",), ("Accept: text/html",)):
+            answer = ask(url, head(path, *headers))
+            assert answer.status == 426
+            assert b"text/event-stream" in answer.body
+    assert ask(standing.status_url, head("/e5:wepp", "Accept: application/json")).status == 426
+    assert ask(standing.status_url, head("/e5:wepp", EVENTS, method="POST")).status == 405
+    assert ask(standing.status_url, head("/not a run", EVENTS)).status == 400
+    assert (
+        ask(standing.status_url, head("/e5:wepp", EVENTS, method="HEAD")).headers["content-type"].startswith("text/ev")
+    )
+
+
+def test_who_sends_more_is_told_and_ended(standing, stream):
+    events = stream(standing.status_url, "/e6:wepp")
+    events.until("ready")
+    events.send(b"GET / HTTP/1.1\r\n\r\n")
+    assert events.until("close")["code"] == 1002
+    events.ended()
+
+
+def test_heartbeats_are_comments(relay, stream):
+    process = relay("status", env={"STATUS_PING_INTERVAL": "200ms", "STATUS_PONG_TIMEOUT": "1s"})
+    events = stream(process.status_url, "/e7:wepp")
+    events.until("ready")
+    begin = time.monotonic()
+    while events.unread.count(b":\n\n") < 10:
+        assert events.more()
+    assert time.monotonic() - begin > 1.0, "one that cannot answer is not given up for its silence"
+    assert not events.unread.replace(b":\n\n", b"")
+
+
+def test_a_drain_is_told_and_ends_the_stream(relay, stream):
+    process = relay(env={"RELAY_DRAIN": "100ms"})
+    both = [stream(process.status_url, "/e8:wepp"), stream(process.preflight_url, "/e8")]
+    for events in both:
+        events.until("ready")
+    process.process.terminate()
+    for events in both:
+        assert events.until("close")["code"] == 1012
+        events.ended()
+    assert process.process.wait(10) == 0
+
+
+def test_origins_and_tokens_are_those_of_websockets(relay, stream):
+    process = relay("status", env={"STATUS_ALLOWED_ORIGINS": "https://wepp.cloud", "RELAY_TOKEN_SECRET": "s" * 40})
+    command = [sys.executable, "-m", "relay", "token", "--run", "e9", "--expires", "1m"]
+    token = subprocess.run(
+        command, env=os.environ | {"RELAY_TOKEN_SECRET": "s" * 40}, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    for path, headers, status in (
+        ("/e9:wepp", (), 401),
+        (f"/other:wepp?token={token}", (), 403),
+        (f"/e9:wepp?token={token}", ("Origin: https://evil.com",), 403),
+        (f"/e9:wepp?token={token}", ("Origin: https://wepp.cloud", "Origin: https://wepp.cloud"), 400),
+    ):
+        assert ask(process.status_url, head(path, EVENTS, *headers)).status == status, (path, headers)
+    events = stream(process.status_url, f"/e9:wepp?token={token}", "Origin: https://wepp.cloud")
+    assert "Access-Control-Allow-Origin: https://wepp.cloud\r\nVary: Origin" in events.head
+    events.until("ready")
+
+
+def test_a_stream_that_is_not_read_is_ended_and_others_go_on(relay, stream, database):
+    process = relay("status", env={"RELAY_MAX_BACKLOG": "65536"})
+    slow = stream(process.status_url, "/e10:wepp", receive_buffer=4096)
+    quick = stream(process.status_url, "/e10:wepp")
+    quick.until("ready")
+    for number in range(400):
+        database.publish("e10:wepp", f"{number} " + "x" * 20_000)
+        assert quick.until("status")["data"].startswith(f"{number} ")
+    got = []
+    with contextlib.suppress(ConnectionError, EOFError, OSError):
+        while (event := slow.event())[0] != "close":
+            got.append(event)
+    assert event[1]["code"] == 1013
+    lines = [data["data"].split()[0] for name, data in got if name == "status"]
+    assert lines == [str(number) for number in range(len(lines))], "whole events, in order, up to the end"
+
+
+@pytest.mark.needs("curl")
+def test_curl_shows_it_as_it_comes(standing, database):
+    url = standing.status_url.replace("ws:", "http:")
+    curl = subprocess.Popen(
+        [shutil.which("curl"), "-sN", "-H", EVENTS, f"{url}/e11:wepp"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        lines = iter(curl.stdout.readline, "")
+        assert next(line for line in lines if line.startswith("event")) == "event: ready\n"
+        database.publish("e11:wepp", "seen")
+        assert next(line for line in lines if line.startswith("data") and "status" in line).endswith('"seen"}\n')
+    finally:
+        curl.terminate()
+        curl.wait()
+        curl.stdout.close()
+
+
+def test_redis_is_away_and_a_snapshot_is_not_to_be_had(relay, redis_server):
+    process = relay("preflight", env={"REDIS_URL": redis_server.url})
+    redis_server.stop()
+    wait_for(lambda: ask(process.preflight_url, head("/readyz")).status == 503, "the relay knows")
+    answer = ask(process.preflight_url, head("/e12", "Accept: application/json"))
+    assert answer.status == 503
+    assert answer.headers["retry-after"] == "5"
