@@ -270,7 +270,7 @@ async def test_a_websocket_to_health_as_the_discord_bot_has_it(status):
 
 def test_a_run_without_upgrade_is_426(urls):
     for url, path in urls.values():
-        for header in ("X: y", "Accept: text/event-stream", "Accept: application/json", "Upgrade: h2c"):
+        for header in ("X: y", "Accept: text/html, */*", "Upgrade: h2c"):
             answer = ask(url, head(path, header))
             assert answer.status == 426
             assert answer.headers["upgrade"] == "websocket"

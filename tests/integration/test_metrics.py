@@ -13,6 +13,7 @@ CLIENTS, MESSAGES = 20, 200
 HEARTBEAT = ((1, b'{"type":"ping"}'), (9, b""))
 ENV = {
     "STATUS_METRICS_ENABLED": "true",
+    "RELAY_PAGE": "false",
     "STATUS_ALLOWED_ORIGINS": "https://wepp.cloud",
     "RELAY_MAX_HEAD_SIZE": "2048",
     "RELAY_HEAD_TIMEOUT": "1s",
