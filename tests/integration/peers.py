@@ -1,10 +1,12 @@
 """Websocket clients on raw sockets: every byte is the test's own, so that any rule can be broken (RFC 6455)."""
 
 import base64
+import contextlib
 import json
 import os
 import socket
 import struct
+import subprocess
 import time
 from urllib.parse import urlsplit
 
@@ -252,3 +254,16 @@ def wait_for(condition, what, patience=PATIENCE):
         assert time.monotonic() < deadline, f"{what}: not within {patience} s"
         time.sleep(0.01)
     return found
+
+
+@contextlib.contextmanager
+def curl(url, accept="text/event-stream"):
+    """The lines of what curl shows as it comes, whatever transfer coding a proxy puts around it."""
+    command = ["curl", "-sN", "--max-time", "30", "-H", f"Accept: {accept}", url.replace("ws:", "http:")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield iter(process.stdout.readline, "")
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()

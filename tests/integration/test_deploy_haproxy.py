@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from relay.cli.embedded import free_port
 from tests.conftest import ADMIN
 from tests.integration.fronts import Front
-from tests.integration.peers import Peer, Refused, Wire, address_of, ask, head, wait_for
+from tests.integration.peers import Peer, Refused, Wire, address_of, ask, curl, head, wait_for
 from tests.integration.topology import PORTS, RELAYS, Haproxy, Topology
 
 pytestmark = pytest.mark.needs("haproxy")
@@ -105,6 +105,14 @@ def test_messages_and_checklists_come_through(topology, publisher, join):
     publisher.hset("r1", "timestamps:build_channels", "10")
     assert boxes.checks() == {"channels"}, "redis.conf has key events on"
     assert topology.redis.execute("PUBSUB", "NUMSUB", "r1:wepp")[1] == 4, "leastconn spreads eight over four"
+
+
+@pytest.mark.needs("curl")
+def test_events_come_through_as_they_happen(topology, publisher):
+    with curl(f"{topology.haproxy.url('status')}/r6:wepp") as lines:
+        assert next(line for line in lines if line.startswith("event")) == "event: ready\n"
+        publisher.publish("r6:wepp", "by and by")
+        assert next(line for line in lines if "by and by" in line).startswith("data: ")
 
 
 @pytest.mark.long

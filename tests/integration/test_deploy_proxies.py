@@ -11,7 +11,7 @@ import pytest
 from relay.cli.embedded import free_port
 from relay.settings import ServiceSettings
 from relay.values import parse_duration
-from tests.integration.peers import Peer, Wire, address_of, ask, head, upgrade, wait_for
+from tests.integration.peers import Peer, Wire, address_of, ask, curl, head, upgrade, wait_for
 from tests.integration.topology import DEPLOY, PORTS
 
 PREFIX = "/weppcloud-microservices"
@@ -89,6 +89,17 @@ def test_both_services_below_the_prefix(url, worker, redis_url):
         for path in ("/livez", "/readyz", "/health"):
             answer = ask(url, head(f"{PREFIX}/{service}{path}", "Connection: close"))
             assert answer.status == 200, "its own paths are exact"
+
+
+@pytest.mark.needs("curl")
+def test_events_come_through_as_they_happen(url, worker, redis_url):
+    with curl(f"{url}/status/r1:wepp") as lines:
+        assert next(lines).startswith("retry: ")
+        assert next(line for line in lines if line.startswith("event")) == "event: ready\n", "and is not kept for more"
+        worker(redis_url).publish("r1:wepp", "by and by")
+        assert next(line for line in lines if "by and by" in line).startswith("data: ")
+    with curl(f"{url}/preflight/r1", "application/json") as lines:
+        assert '"checklist"' in next(lines)
 
 
 def test_the_address_is_the_clients(url):

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ import time
 import pytest
 import redis
 
-from tests.integration.peers import Peer, Wire, address_of, ask, head, wait_for
+from tests.integration.peers import Peer, Wire, address_of, ask, curl, head, wait_for
 
 EVENTS = "Accept: text/event-stream"
 
@@ -201,19 +200,10 @@ def test_a_stream_that_is_not_read_is_ended_and_others_go_on(relay, stream, data
 
 @pytest.mark.needs("curl")
 def test_curl_shows_it_as_it_comes(standing, database):
-    url = standing.status_url.replace("ws:", "http:")
-    curl = subprocess.Popen(
-        [shutil.which("curl"), "-sN", "-H", EVENTS, f"{url}/e11:wepp"], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        lines = iter(curl.stdout.readline, "")
+    with curl(f"{standing.status_url}/e11:wepp") as lines:
         assert next(line for line in lines if line.startswith("event")) == "event: ready\n"
         database.publish("e11:wepp", "seen")
         assert next(line for line in lines if line.startswith("data") and "status" in line).endswith('"seen"}\n')
-    finally:
-        curl.terminate()
-        curl.wait()
-        curl.stdout.close()
 
 
 def test_redis_is_away_and_a_snapshot_is_not_to_be_had(relay, redis_server):
