@@ -9,7 +9,7 @@ from itertools import repeat
 import pytest
 
 from relay import handshake
-from tests.unit.rig import Rig, resp
+from tests.unit.rig import ANSWER, Rig, resp
 
 BURST = 64  # messages
 SLICE = 16 << 10  # bytes, as the link feeds hiredis
@@ -42,8 +42,14 @@ class Bench(Rig):
     def __init__(self):
         super().__init__(limit=2000, max_backlog=1 << 30)
         self.socks = []
+        self.events = False
 
-    def watch(self, clients):
+    def accept(self, client, head, full):
+        self.core.accept(client, ANSWER, events=self.events)
+        self.core.attach(client, TOPIC)
+
+    def watch(self, clients, *, events=False):
+        self.events = events
         self.socks = [self.join(TOPIC) for _ in range(clients)]
 
     def read(self, slices):
@@ -99,7 +105,7 @@ def test_escape(benchmark, rig, size, text):
 @pytest.mark.benchmark(group="parse: a burst of 100 bytes each from Redis")
 @pytest.mark.parametrize("clients", [0, 1], ids=["unwatched", "watched"])
 def test_parse(benchmark, rig, clients):
-    """Unwatched: hiredis, the look into the index, and a list of them for the service; watched: frames instead."""
+    """Unwatched: the look into the index, and a list of them for the service; watched: frames instead."""
     rig.watch(clients)
     benchmark.pedantic(rig.read, (burst("plain"),), setup=rig.clear, rounds=1000)
 
@@ -109,6 +115,14 @@ def test_parse(benchmark, rig, clients):
 def test_publish(benchmark, rig, clients):
     """The plain fan-out: one send for each client."""
     rig.watch(clients)
+    benchmark.pedantic(rig.send, (PLAIN,), setup=rig.clear, rounds=max(50, 2000 // clients))
+
+
+@pytest.mark.benchmark(group="publish: one message to all clients of a topic")
+@pytest.mark.parametrize("clients", [100, 1000])
+def test_publish_events(benchmark, rig, clients):
+    """The same to event streams."""
+    rig.watch(clients, events=True)
     benchmark.pedantic(rig.send, (PLAIN,), setup=rig.clear, rounds=max(50, 2000 // clients))
 
 

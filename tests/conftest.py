@@ -48,7 +48,6 @@ _skipped_for = defaultdict(list)  # tool -> ids of the tests that did not run wi
 def pytest_configure(config):
     config.addinivalue_line("markers", f"needs(*tools): skips where a program is not on PATH, or a right of {RIGHTS}")
     config.addinivalue_line("markers", "promise: the 0.2 s of a publish are as in production (fresh_client)")
-    config.addinivalue_line("markers", "long: minutes, not seconds; runs where it is asked for (-m long)")
 
 
 def missing(tools):

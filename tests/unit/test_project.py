@@ -130,3 +130,11 @@ def test_every_cdef_function_says_what_it_raises():
                 assert object_result or re.search(r" (noexcept|except\b.*?)( nogil)?:$", code), (
                     f"{path.name}:{number}: {code}"
                 )
+
+
+def test_the_micro_benchmarks_are_found_by_themselves():
+    """A marker that only the tests' conftest knew ended `make bench` before it began."""
+    command = [sys.executable, "-m", "pytest", "bench", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_publish[1000]" in done.stdout
