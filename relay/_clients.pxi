@@ -37,13 +37,13 @@ cdef class Clients:
     cdef int rest           # an eventfd in the epoll instance, readable while `left`
     cdef readonly bint left # whether the last flush has left something to the next
     cdef bint inside
-    cdef object on_request, on_text, on_idle, on_error, on_binary
+    cdef object on_request, on_text, on_idle, on_error, on_binary, on_body
     cdef unsigned char *inbox
     cdef epoll_event events[EVENTS]
 
     def __cinit__(self, *, uint32_t limit, size_t max_live, size_t max_inbound=67108864, size_t max_head=8192,
                   uint32_t max_heads=1024, double head_timeout=5, on_request, on_text, on_idle, on_error,
-                  on_binary=None):
+                  on_binary=None, on_body=None):
         self.ep = self.rest = -1
         if not 0 < max_head <= INBOX or max_heads == 0:
             raise ValueError(f"{max_head} bytes of a head, {max_heads} heads at once")
@@ -71,7 +71,7 @@ cdef class Clients:
         self.peers = Peers()
         self.fresh, self.unfinished = Line(), Line()
         self.on_request, self.on_text, self.on_idle, self.on_error = on_request, on_text, on_idle, on_error
-        self.on_binary = on_binary
+        self.on_binary, self.on_body = on_binary, on_body
         self.last_tick = now_ns()
         self.now = 1
 

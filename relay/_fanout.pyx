@@ -146,6 +146,7 @@ cdef class Core(Looks):
         on_idle: `(service, topic)` when a topic has lost its last client.
         on_error: `(exception)` for whatever one of the others raised.
         on_binary: `(client, service, data)` for each binary message; without it they are dropped.
+        on_body: `(client, service, data)` for the body of a request that `await_body` was called for.
 
     `client` is an int naming one connection for its lifetime; calls with one that is gone do nothing and say so.
 

@@ -199,12 +199,36 @@ cdef class Sockets(Clients):
         if slot.stage == HEAD:
             self.take_head(index, data, size)
         elif slot.stage == PARKED:
-            self.keep(slot, data, size, 0, 0)
-            if slot.inbound.size > self.max_head:
+            self.keep(slot, data, size, 0, slot.inbound.need)
+            if slot.inbound.need:
+                self.take_body(index)
+            elif slot.inbound.size > self.max_head:
                 self.breach(index, HEAD_SIZE)
                 self.bury(index)  # a client must await the 101 (RFC 6455, 4.1)
         elif slot.farewell != 1:
             self.take_sent(index, data, size)
+        return 0
+
+    def await_body(self, uint64_t client, size_t size) -> bool:
+        """`on_body` gets so many bytes behind a request head once they are there, the time of a head being theirs again."""
+        cdef Slot *slot = self.find(client)
+        if slot is NULL or slot.stage != HEAD:
+            return False
+        self.inbound_of(slot).need = size
+        self.leave_heads(self.index_of(slot))
+        slot.stage = PARKED
+        slot.deadline = self.now + self.head_ticks
+        self.take_body(self.index_of(slot))
+        return True
+
+    cdef int take_body(self, uint32_t index) except -1:
+        cdef Slot *slot = &self.slots[index]
+        cdef Inbound *inbound = slot.inbound
+        if inbound.size < inbound.need:
+            return 0
+        body = PyBytes_FromStringAndSize(<char *>inbound.data, inbound.need)
+        inbound.need = 0
+        self.call(self.on_body, (self.handle(index), slot.service, body))
         return 0
 
     cdef int take_sent(self, uint32_t index, unsigned char *data, size_t size) except -1:
@@ -520,6 +544,9 @@ cdef class Sockets(Clients):
             if slot.deadline <= self.now:
                 self.bury(index)
             return 0
+        if slot.stage == PARKED and slot.inbound.need and slot.deadline <= self.now:
+            self.breach(index, HEAD_TIMEOUT)
+            self.turn_away(index, self.head_too_slow)
         if slot.stage != OPEN:
             return 0
         service = self.services[slot.service]

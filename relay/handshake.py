@@ -46,6 +46,7 @@ _REQUEST_LINE = re.compile(rb"([!-~]+) ([!-~]+) HTTP/(1\.[01])")
 _AUTHORITY = re.compile(r"https?://[^/?#]+(?=[/?]|$)", re.IGNORECASE)
 _HOST = re.compile(r"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")  # what a host and its port are made of (RFC 3986, 3.2.2)
 _HOST_LINE = re.compile(rb"\r\nhost:[ \t]*([^\r\n]*?)[ \t]*\r\n", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*(?=\r\n)", re.IGNORECASE)
 _PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _RUN_PATH = re.compile(rf"/run/{RUN}/?")
 _ORIGIN = re.compile(
@@ -79,12 +80,14 @@ class Request(NamedTuple):
     """A judged request.
 
     Attributes:
-        method: `GET` or `HEAD`.
+        method: `GET`, `HEAD` or `POST`.
         path: without the query, not decoded.
         query: what follows the `?`, not decoded.
         version: of the frame protocol asked for with `?v=`; 0 for clients that know none.
         origin: of the page that asks; None where there is no such header.
         upgrade: the whole 101 answer where a websocket is asked for, else None.
+        length: bytes of the body that a POST brings; 0 for other methods.
+        bearer: the token of its Authorization header; "" without one.
         wants: the first of `stream` (text/event-stream) and `json` that the Accept header names; "" for neither.
     """
 
@@ -95,6 +98,8 @@ class Request(NamedTuple):
     origin: str | None
     upgrade: bytes | None
     wants: str = ""
+    length: int = 0
+    bearer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,19 +148,21 @@ def busy(sentence: str) -> bytes:
     return plain("503 Service Unavailable", sentence + "\n", [("Retry-After", "5")])
 
 
-def read(head: bytes, max_headers: int = MAX_HEADERS) -> Request:
+def read(head: bytes, max_headers: int = MAX_HEADERS, *, posts: bool = False) -> Request:
     """Parses and judges a request head.
 
     Args:
         head: up to and with its blank line.
         max_headers: at most 128, the judge's own bound.
+        posts: POST is served too.
 
     Raises:
-        Refused: not HTTP/1.x, another method than GET or HEAD, too many headers or too long a one, or no valid upgrade.
+        Refused: not HTTP/1.x, another method than GET or HEAD (or POST), a POST without its length, too many headers
+            or too long a one, or no valid upgrade.
     """
     found = plain_upgrade(head, max_headers)
     if found is None:
-        return judged(head, max_headers)
+        return judged(head, max_headers, posts=posts)
     target, accept, origin = found
     path, _, query = target.partition("?")
     answer = switching(int(time.time())) + accept + b"\r\n\r\n"
@@ -171,13 +178,13 @@ def switching(now: int) -> bytes:
     )
 
 
-def judged(head: bytes, max_headers: int = MAX_HEADERS) -> Request:
+def judged(head: bytes, max_headers: int = MAX_HEADERS, *, posts: bool = False) -> Request:
     """`read`, with nothing taken for plain."""
     line = _REQUEST_LINE.fullmatch(head, 0, head.index(b"\r\n"))
     if not line:
         raise Refused("400 Bad Request", "The request line is not METHOD SP TARGET SP HTTP/1.1.")
     method, target, protocol_version = (part.decode("ascii") for part in line.groups())
-    if method not in ("GET", "HEAD"):
+    if method not in ("GET", "HEAD") and not (method == "POST" and posts):
         raise Refused(
             "405 Method Not Allowed", f"{method[:20]} is not served here: GET and HEAD are.", [("Allow", "GET, HEAD")]
         )
@@ -189,8 +196,14 @@ def judged(head: bytes, max_headers: int = MAX_HEADERS) -> Request:
         )
     if not target.startswith("/"):
         target = _origin_form(target)
+    length = 0
+    if method == "POST":
+        lengths = _LENGTH.findall(head)
+        if len(lengths) != 1:
+            raise Refused("411 Length Required", "A POST says how long its body is, once: Content-Length.")
+        length, head = int(lengths[0]), _LENGTH.sub(b"", head)
     judge = ServerProtocol(logger=_silent)
-    # The judge knows GET alone; a HEAD has the same head otherwise.
+    # The judge knows GET alone, and no body; a HEAD or POST has the same head otherwise.
     judge.receive_data(b"GET" + head[len(method) :])
     events = judge.events_received()
     if not events:
@@ -208,7 +221,18 @@ def judged(head: bytes, max_headers: int = MAX_HEADERS) -> Request:
     if len(origins) > 1:
         raise Refused("400 Bad Request", f"{len(origins)} Origin headers where there may be one.")
     wants = _wants(request.headers.get_all("Accept"))  # type: ignore[union-attr]
-    return Request(method, path, query, _version(query), origins[0] if origins else None, upgrade, wants)
+    scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")  # type: ignore[union-attr]
+    return Request(
+        method,
+        path,
+        query,
+        _version(query),
+        origins[0] if origins else None,
+        upgrade,
+        wants,
+        length,
+        bearer.strip() if scheme.lower() == "bearer" else "",
+    )
 
 
 def _wants(values: list[str]) -> str:
@@ -319,13 +343,15 @@ def _name(service: str, part: str) -> bytes | None:
     return None if refused else name.encode()
 
 
-def permit(keys: Keys, query: str, topic: bytes) -> float:
+def permit(keys: Keys, query: str, topic: bytes, *, bearer: str = "", publish: bool = False) -> float:
     """How long the token of a request lets it watch a topic.
 
     Args:
         keys: that tokens are signed with.
         query: of the request; its one `token=` is looked at.
         topic: `<run>`, or `<run>:<channel>`.
+        bearer: the token, where it came in a header.
+        publish: it must let its bearer publish, too.
 
     Returns:
         Seconds, more than 0.
@@ -335,13 +361,15 @@ def permit(keys: Keys, query: str, topic: bytes) -> float:
     """
     given = parse_qs(query, keep_blank_values=True).get("token", [""]) if "token=" in query else [""]
     try:
-        grant = keys.verify(given[0] if len(given) == 1 else "")
+        grant = keys.verify(bearer or (given[0] if len(given) == 1 else ""))
     except Denied as denied:
         challenge = [("WWW-Authenticate", 'Bearer realm="relay"')]
         raise Refused("401 Unauthorized", f"A token is needed here, and {denied}.", challenge) from None
     run, colon, channel = topic.decode("ascii").partition(":")
     if not grant.covers(run, channel if colon else None):
         raise Refused("403 Forbidden", "The token is valid, but not for this run and channel.")
+    if publish and not grant.publish:
+        raise Refused("403 Forbidden", "The token is valid, but not for publishing: `relay token --publish` signs one.")
     return grant.expires_in
 
 

@@ -1,4 +1,4 @@
-"""What a service manager is told and gives: sd_notify(3) and sd_listen_fds(3) of systemd."""
+"""What a service manager is told and gives: sd_notify(3) and sd_listen_fds(3) of systemd; what a supervisor gives."""
 
 import contextlib
 import os
@@ -7,6 +7,7 @@ from collections.abc import Mapping, MutableMapping
 
 from relay.errors import ListenError
 
+CHANNEL = "_RELAY_CHANNEL"  # names a worker's descriptor of its supervisor: a flag could land behind a `--`
 FIRST = 3  # descriptor of those that are passed
 _OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 

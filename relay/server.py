@@ -31,6 +31,7 @@ from relay.link import Link
 from relay.logs import WAITING, Lines, to_stderr
 from relay.metrics import Bound
 from relay.page import Page, module, page
+from relay.posts import Posts
 from relay.preflight import Preflight
 from relay.scoreboard import Row
 from relay.settings import ServiceSettings, Settings
@@ -105,7 +106,9 @@ class Server:
             on_text=self.on_text,
             on_idle=self.on_idle,
             on_error=self.on_error,
+            on_body=lambda client, number, body: self._posts.publish(client, body),
         )
+        self._posts = Posts(self.core, settings.max_heads)
         proxies = settings.trusted_proxies
         self._asks_addresses = bool(proxies or settings.max_per_address)
         self.core.trust(
@@ -350,10 +353,16 @@ class Server:
         service = self.services[number]
         expires_in = 0.0
         try:
-            request = handshake.read(head, self.settings.max_headers)
+            posts = self.settings.publish and service.name == "status"
+            request = handshake.read(head, self.settings.max_headers, posts=posts)
             route = handshake.route(service.name, request.path)
+            post = request.method == "POST"
+            if post and not route.topic:
+                raise Refused("405 Method Not Allowed", "POST is for a channel.", [("Allow", "GET, HEAD")])
             if self._keys and route.topic:
-                expires_in = handshake.permit(self._keys, request.query, route.topic)
+                expires_in = handshake.permit(
+                    self._keys, request.query, route.topic, bearer=request.bearer, publish=post
+                )
         except Refused as refused:
             if refused.bound:
                 self.core.breached(number, refused.bound)
@@ -365,7 +374,7 @@ class Server:
             self.core.close(client, 1000)
         elif route.own:
             self.core.refuse(client, self._own(service, route.own, request, head))
-        elif not request.upgrade and not self._serves(service, request.wants):
+        elif not request.upgrade and not post and not self._serves(service, request.wants):
             sentence = (
                 f"{request.path[:100]} is a websocket: connect with ws:// or wss://, or ask for text/event-stream.\n"
             )
@@ -389,6 +398,8 @@ class Server:
         elif request.upgrade:
             self.core.accept(client, request.upgrade, request.version, expires_in)
             service.join(client, route.topic)
+        elif post:
+            self._posts.take(client, service, request.length, route.topic)
         else:
             self._answer(client, service, request, route.topic, expires_in)
 

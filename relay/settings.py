@@ -127,6 +127,7 @@ class ProcessSettings(BaseModel, frozen=True, extra="forbid"):
     internal_addr: OptionalAddress = Field(default=None, examples=["unix:/run/relay/internal.sock"])
     metrics_addr: OptionalAddress = Field(default=None, examples=["127.0.0.1:9090"])
     token_secret: SecretStr | None = None
+    publish: Bool = Field(default=False, examples=["true"])
     # The page at /, and where it finds the services: of a browser's view, through whatever proxies there are.
     page: Bool = Field(default=True, examples=["false"])
     status_public_url: PublicUrl = Field(default=None, examples=["wss://wepp.cloud/weppcloud-microservices/status"])
@@ -243,6 +244,11 @@ def load(
         raise ConfigError(
             "RELAY_PROXY_PROTOCOL is set and RELAY_TRUSTED_PROXIES is not: a PROXY header is believed from those alone;"
             " right is for example RELAY_TRUSTED_PROXIES=127.0.0.1,unix"
+        )
+    if settings.publish and not settings.token_secret:
+        raise ConfigError(
+            "RELAY_PUBLISH is set and RELAY_TOKEN_SECRET is not: whoever can reach the relay could publish; set "
+            "RELAY_TOKEN_SECRET_FILE to a file that holds what `openssl rand -hex 32` prints"
         )
     if settings.max_published_size + _AROUND > settings.max_reply_size:
         raise ConfigError(

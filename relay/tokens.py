@@ -5,6 +5,7 @@ the algorithm is ours, not what the token says. Its claims:
 
     run       a pattern, or a list of them: the runs it opens
     channel   the same for the channels of these runs; the preflight service does not look at it
+    publish   true: it opens them for publishing by POST, too
     exp       unix seconds: who is connected with it is closed then; needed
     nbf, iat  where they are given, not in the future
 
@@ -36,6 +37,7 @@ class Grant(NamedTuple):
     expires_in: float
     runs: tuple[str, ...]
     channels: tuple[str, ...]
+    publish: bool = False
 
     def covers(self, run: str, channel: str | None) -> bool:
         """Whether it opens this run, and this channel of it where there is one to open."""
@@ -104,12 +106,18 @@ class Keys:
     def __repr__(self) -> str:
         return f"<{len(self._secrets)} secrets>"
 
-    def sign(self, runs: Sequence[str], channels: Sequence[str], lifetime: float) -> str:
+    def sign(self, runs: Sequence[str], channels: Sequence[str], lifetime: float, *, publish: bool = False) -> str:
         """A token for these patterns that ends in `lifetime` seconds."""
         import jwt
 
         now = int(time.time())
-        claims = {"run": list(runs), "channel": list(channels), "iat": now, "exp": now + round(lifetime)}
+        claims: dict[str, object] = {
+            "run": list(runs),
+            "channel": list(channels),
+            "iat": now,
+            "exp": now + round(lifetime),
+        }
+        claims |= {"publish": True} if publish else {}
         return jwt.encode(claims, self._secrets[0], ALGORITHM)
 
     def verify(self, token: str) -> Grant:
@@ -129,7 +137,9 @@ class Keys:
             raise Denied("its exp is no time") from None
         if left <= 0:
             raise Denied("it has expired")
-        return Grant(min(left, LONGEST), _patterns(claims, "run"), _patterns(claims, "channel"))
+        return Grant(
+            min(left, LONGEST), _patterns(claims, "run"), _patterns(claims, "channel"), claims.get("publish") is True
+        )
 
     def _claims(self, token: str) -> dict[str, Any]:
         """The claims of a token that is signed and in force."""

@@ -25,7 +25,6 @@ from relay.server import Held, Server
 from relay.server import run as run_server
 from relay.settings import Settings
 
-CHANNEL = "_RELAY_CHANNEL"  # the variable that names a worker's descriptor: a flag could land behind a `--`
 MESSAGE = 65536  # bytes at most
 DESCRIPTORS = 16
 READY_IN = 5.0  # seconds after which a worker counts as ready whatever Redis does

@@ -32,7 +32,7 @@ from relay.logs import to_stderr
 from relay.scoreboard import ROWS, Row, Scoreboard, Totals
 from relay.settings import Settings
 from relay.values import MAX_WORKERS
-from relay.worker import CHANNEL, hear, tell
+from relay.worker import hear, tell
 
 LIVED = 10.0  # seconds after which the end of a worker is no failure to start
 PAUSE_MOST = 30.0  # seconds between two tries to start one
@@ -87,7 +87,7 @@ class Supervisor:
 
     Args:
         settings: of the process.
-        command: that starts a worker, which finds its channel's descriptor in its environment (worker.CHANNEL).
+        command: that starts a worker, which finds its channel's descriptor in its environment (notify.CHANNEL).
 
     Raises:
         ListenError: an address cannot be listened on.
@@ -199,7 +199,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 preexec_fn=_alone,
-                env=notify.without(os.environ) | {CHANNEL: str(theirs.fileno())},
+                env=notify.without(os.environ) | {notify.CHANNEL: str(theirs.fileno())},
             )
         self._numbers += 1
         ours.setblocking(False)

@@ -65,6 +65,7 @@ PROCESS = (
     Flag("TRUSTED_PROXIES", "LIST", "Proxies believed who their clients are: addresses, networks, unix."),
     Flag("PROXY_PROTOCOL", "", "Connections of trusted proxies begin with a PROXY header."),
     Flag("MAX_PER_ADDRESS", "N", "Most websockets of one address (IPv6: /64); unset: any number."),
+    Flag("PUBLISH", "", "Publish what is sent by POST with a token for that (relay token --publish)."),
     Flag("PAGE", "", "Serve the page at / and /run/<run>; on by default."),
     Flag("STATUS_PUBLIC_URL", "URL", "Where browsers find status; unset: the page's own host, by status' port."),
     Flag("PREFLIGHT_PUBLIC_URL", "URL", "Where browsers find preflight; unset: likewise."),

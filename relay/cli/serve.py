@@ -70,12 +70,14 @@ def serve(
             raise click.UsageError(f"{used[0]} and --{service}-listen-addr say the same thing: give one of them")
         twins[f"{service.upper()}_LISTEN_ADDR"] = _listen_addr(service, host, port, uds, fd, twins, env_file)
 
-    from relay import notify, server, settings, worker
+    from relay import notify, server, settings
 
     for name, address in _passed(services, notify.passed(os.environ)).items():
         twins.setdefault(f"{name.upper()}_LISTEN_ADDR", address)
     loaded = settings.load(services, flags=twins, env_file=_path(env_file))
-    if channel := os.environ.pop(worker.CHANNEL, ""):
+    if channel := os.environ.pop(notify.CHANNEL, ""):
+        from relay import worker
+
         ctx.exit(worker.run(loaded, int(channel)))
     if loaded.workers > 1:
         from relay import workers

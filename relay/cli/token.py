@@ -21,9 +21,10 @@ from relay.errors import ConfigError
 @click.option(
     "--channel", "channels", metavar="PATTERN", multiple=True, default=("*",), help="Their channels.  [default: *]"
 )
+@click.option("--publish", is_flag=True, help="It opens the channels for publishing by POST, too.")
 @click.option("--expires", default="1h", show_default=True, metavar="DURATION", help="How long it lasts.")
 @flags.ENV_FILE
-def token(runs: tuple[str, ...], channels: tuple[str, ...], expires: str, env_file: str | None) -> None:
+def token(runs: tuple[str, ...], channels: tuple[str, ...], publish: bool, expires: str, env_file: str | None) -> None:
     """Print a token that opens runs and channels.
 
     Signed with the first secret of RELAY_TOKEN_SECRET_FILE or RELAY_TOKEN_SECRET, which must be the relay's own. Who
@@ -44,4 +45,4 @@ def token(runs: tuple[str, ...], channels: tuple[str, ...], expires: str, env_fi
         raise ConfigError(
             "no secret to sign with: set RELAY_TOKEN_SECRET_FILE, or RELAY_TOKEN_SECRET, as for the relay"
         )
-    click.echo(Keys(secret.get_secret_value()).sign(runs, channels, lifetime))
+    click.echo(Keys(secret.get_secret_value()).sign(runs, channels, lifetime, publish=publish))

@@ -32,6 +32,7 @@ ORDER = [
     "relay.link",
     "relay.status",
     "relay.preflight",
+    "relay.posts",
     "relay.internal",
     "relay.server",
     "relay.worker",

@@ -695,7 +695,7 @@ def test_describe(env_file):
     )
     rows = settings.describe(loaded)
     told = {name: (text, source) for name, text, source in rows}
-    assert len(told) == len(rows) == 2 * 14 + 17 + len(BOUNDS)
+    assert len(told) == len(rows) == 2 * 14 + 18 + len(BOUNDS)
     assert told["STATUS_PING_INTERVAL"] == ("1m30s", "flag")
     assert told["STATUS_ALLOWED_ORIGINS"] == ("https://a,*.b.c", "environment")
     assert told["STATUS_REDIS_URL"] == ("redis://relay:***@h:6379/2", "environment")
