@@ -10,6 +10,9 @@ from contextlib import contextmanager
 import pytest
 import redis
 
+from tests.integration.peers import wait_for
+from tests.integration.terminal import Terminal
+
 
 def command(*args, **env):
     return {"args": [sys.executable, "-m", "relay", *args], "env": {**os.environ, **env}}
@@ -121,6 +124,25 @@ def test_tail_follows_over_a_restart_of_the_relay(relay, redis_url):
         assert json.loads(tail.stdout.readline())["data"] == "after"
         tail.send_signal(signal.SIGINT)
         assert tail.wait(10) == 130
+        # The new relay may have let it in before it had Redis.
+        assert all(b"lost Redis" in line for line in tail.stderr.readlines())
+
+
+def test_tail_of_several_until_an_event(relay, redis_url):
+    url, event = relay("status").status_url, "WEPP_RUN_TASK_COMPLETED"
+    with running("tail", "r1:wepp", "r2:climate", "--url", url, "--until", event, "--timeout", "25s") as tail:
+        for channel in ("r1:wepp", "r2:climate"):
+            while run("publish", channel, "one", "--redis-url", redis_url).stdout == b"0\n":
+                pass
+        run("publish", "r2:climate", f"rq:7 TRIGGER   wepp NOT_{event}", "--redis-url", redis_url)
+        run("publish", "r1:wepp", f"rq:7 TRIGGER   wepp {event}", "--redis-url", redis_url)
+        assert tail.wait(10) == 0
+        assert sorted(tail.stdout.read().decode().splitlines()) == [
+            "r1:wepp    | one",
+            f"r1:wepp    | rq:7 TRIGGER   wepp {event}",
+            "r2:climate | one",
+            f"r2:climate | rq:7 TRIGGER   wepp NOT_{event}",
+        ]
         assert tail.stderr.read() == b""
 
 
@@ -166,6 +188,36 @@ def test_checklist_watch_prints_each_change(relay, redis_url):
         assert watch.stdout.readline() == b"climate locked\n"
         watch.send_signal(signal.SIGINT)
         assert watch.wait(10) == 130
+
+
+def test_checklist_watch_on_a_terminal(relay, redis_url):
+    first = relay("preflight", env={"RELAY_DRAIN": "0"})
+    clean = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    command = [sys.executable, "-m", "relay", "checklist", "run1", "--watch", "--url", first.preflight_url]
+    with Terminal() as terminal, redis.Redis.from_url(redis_url) as connection:
+        before = terminal.settings()
+
+        def shown(text):
+            return lambda: terminal.screens() and text in "\n".join(terminal.screens()[-1])
+
+        with subprocess.Popen(command, env={**clean, "TERM": "xterm"}, **terminal.streams()) as watch:
+            try:
+                wait_for(shown("run1: 0 of 22 done, 0 running"), "a snapshot")
+                connection.hset("run1", mapping={"locked:climate": "true"})
+                wait_for(shown("[>] climate  0m0"), "a lock")
+                connection.hset("run1", mapping={"locked:climate": "false", "timestamps:build_channels": "1714168234"})
+                wait_for(shown("[✓] channels      2024-04-26"), "a tick and when")
+                assert first.stop() == 0
+                wait_for(shown("reconnecting"), "a lost connection")
+                relay("preflight", env={"PREFLIGHT_LISTEN_ADDR": f"127.0.0.1:{first.ports['preflight']}"}, wait=None)
+                wait_for(lambda: shown("connected, last")() and shown("[✓] channels")(), "a connection")
+                watch.send_signal(signal.SIGINT)
+                assert watch.wait(10) == 0
+            finally:
+                if watch.poll() is None:
+                    watch.kill()
+        assert terminal.settings() == before
+        assert terminal.read().endswith("\x1b[?25h\x1b[?1049l")
 
 
 # --- healthcheck, serve ----
