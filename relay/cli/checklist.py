@@ -8,6 +8,7 @@ import click
 
 from relay.cli.examples import ExampleCommand
 from relay.cli.target import TOKEN, address, query
+from relay.cli.terminal import colored
 
 WAIT = 10.0  # seconds for the first snapshot: twice the relay's own deadline for its Redis command
 
@@ -17,18 +18,21 @@ WAIT = 10.0  # seconds for the first snapshot: twice the relay's own deadline fo
     examples=(
         "relay checklist run1",
         "relay checklist run1 --watch",
+        "relay checklist run1 --watch --plain | tee -a run1.txt",
         "relay checklist run1 --json | jq .checklist.wepp",
     ),
 )
 @click.argument("run")
 @click.option("--url", default="ws://localhost:9001", show_default=True, help="The relay's preflight service.")
 @TOKEN
-@click.option("--watch", is_flag=True, help="Stay, and print each change.")
+@click.option("--watch", is_flag=True, help="Stay, and show each change.")
+@click.option("--plain", is_flag=True, help="With --watch: a line for each change on a terminal, too.")
 @click.option("--json", "as_json", is_flag=True, help="Each snapshot as one JSON object, as the relay sends it.")
-def checklist(run: str, url: str, token: str, watch: bool, as_json: bool) -> None:
+def checklist(run: str, url: str, token: str, watch: bool, plain: bool, as_json: bool) -> None:
     """Print what is done and what runs in RUN.
 
-    Locked is what runs. With --watch the changes follow, one a line, and a lost connection is made again.
+    Locked is what runs. With --watch the changes follow, one a line, and a lost connection is made again; on a
+    terminal, unless NO_COLOR is set, the whole is drawn anew instead, and q or Ctrl-C ends it.
     """
     import asyncio
     from urllib.parse import quote
@@ -48,6 +52,13 @@ def checklist(run: str, url: str, token: str, watch: bool, as_json: bool) -> Non
         return not watch
 
     where = address(url, quote(run, safe=""))
+    if watch and not (plain or as_json) and colored():
+        from relay.cli import checklist_board
+        from relay.cli.screen import Screen
+
+        with Screen() as screen:
+            asyncio.run(checklist_board.show(screen, run, where, query(token)))
+        return
     if watch:
         asyncio.run(follow(where, take, query=query(token)))
         return

@@ -1,19 +1,21 @@
-"""`relay demo`: a Redis, a relay, a worker and a page to watch them on."""
+"""`relay demo`: a Redis, a relay, workers and a page to watch them on."""
 
 import contextlib
 import http.client
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import click
 
@@ -21,12 +23,16 @@ from relay.cli import core
 from relay.cli.examples import ExampleCommand
 from relay.errors import RelayError
 
+if TYPE_CHECKING:
+    from relay.cli.simulation import Simulation
+
 HOST = "127.0.0.1"  # a demo is for the person at this machine
 STATUS_PORT, PREFLIGHT_PORT = 9002, 9001
 START = 15.0  # seconds in which a relay must be ready; it takes 0.5 on an idle machine
 END = 1.2  # seconds from SIGTERM to SIGKILL, so that all is over within 2 s of Ctrl-C
 DRAIN = "500ms"
 PAUSE = 8.0  # seconds between two runs, to look at a full checklist
+QUICK, LARGE = "burnt-lodgepole", "upper-clearwater"  # the runs beside the one that is asked for
 
 
 def _run_id(_ctx: click.Context, _parameter: click.Parameter, run: str) -> str:
@@ -50,14 +56,15 @@ def _run_id(_ctx: click.Context, _parameter: click.Parameter, run: str) -> str:
 )
 @click.option("--run", default="demo", show_default=True, callback=_run_id, help="Run id; what it had is overwritten.")
 @click.option("--speed", default=1.0, show_default=True, type=click.FloatRange(0.01, 1000), help="Of the work.")
-@click.option("--redis-url", metavar="URL", help="Use this Redis and not one of the demo's own.")
-@click.option("--once", is_flag=True, help="End after one run.")
+@click.option("--redis-url", metavar="URL", help="Use this Redis and not one of the demo's own; it keeps the runs.")
+@click.option("--once", is_flag=True, help="End when each run has run once.")
 def demo(run: str, speed: float, redis_url: str | None, once: bool) -> None:
-    """Run Redis, relay and a model run to watch.
+    """Run Redis, relay and model runs to watch.
 
-    Starts a Redis, both services, and a worker that simulates a model run again and again.
-    Prints the address of a page that shows the log and the checklist of the run. Takes free ports where 9001 or
-    9002 are taken. Ctrl-C ends everything it started.
+    Starts a Redis, both services, and workers that simulate three model runs again and again: the one of --run, a
+    quick one that fails in a step and is started again there, and a slow and large one. Prints the address of a page
+    that shows log and checklist of a run, and what else to look at. Takes free ports where 9001 or 9002 are taken.
+    Ctrl-C ends everything it started.
     """
     core.require()
     with contextlib.ExitStack() as stack:
@@ -69,9 +76,10 @@ def demo(run: str, speed: float, redis_url: str | None, once: bool) -> None:
 def _demo(
     stack: contextlib.ExitStack, ending: "Ending", run: str, speed: float, redis_url: str | None, once: bool
 ) -> None:
+    from redis.exceptions import ConnectionError as RedisConnectionError
+
     import client
     from relay.cli.embedded import redis_server
-    from relay.cli.simulation import Simulation
 
     redis = stack.enter_context(redis_server(redis_url))
     status, preflight = _ports()
@@ -81,17 +89,70 @@ def _demo(
             return
     client.configure(url=redis.url)
     click.echo(f"http://{HOST}:{status}/?run={run}")
-    click.echo("relay demo: open this page in a browser; Ctrl-C ends everything", err=True)
 
-    def wait(seconds: float) -> bool:
+    def pause(seconds: float) -> bool:
         if server.poll() is not None:
             raise RelayError(f"the relay ended by itself, with exit code {server.returncode}; its last words are above")
         return ending.wait(seconds)
 
     parent = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-demo-", ignore_cleanup_errors=True)))
-    worker = Simulation(run, parent, wait, speed=speed)
-    while worker.once() and not once and not wait(PAUSE / speed):
-        pass
+    runs = _runs(run, parent, pause, speed)
+    click.echo(_guide(runs, status, preflight), err=True)
+
+    def work(worker: "Simulation") -> None:
+        try:
+            while worker.once() and not once and not pause(PAUSE / speed):
+                pass
+        except RedisConnectionError as error:
+            raise RelayError(f"{worker.run}: {error}") from error
+
+    with ThreadPoolExecutor(len(runs)) as pool:
+        working = [pool.submit(work, worker) for worker, _ in runs.values()]
+        if any(future.exception() for future in wait(working, return_when=FIRST_EXCEPTION).done):
+            ending.ask()
+    for future in working:
+        future.result()
+
+
+Runs = dict[str, tuple["Simulation", str]]  # by run id: its worker, and what there is to see of it
+
+
+def _runs(run: str, parent: Path, pause: Callable[[float], bool], speed: float) -> Runs:
+    """The run that is asked for, and two beside it unless it is one of them: a run has one worker."""
+    from relay.cli.simulation import CLEARWATER, COUGAR, Simulation
+
+    asked = Simulation(run, parent, pause, speed=speed), f"every step to the export, at --speed {speed:g}"
+    quick = Simulation(QUICK, parent, pause, speed=2 * speed, site=COUGAR, fails="build_climate")
+    large = Simulation(LARGE, parent, pause, speed=0.6 * speed, site=CLEARWATER)
+    beside = {
+        QUICK: (quick, "quick; its climate fails (EXCEPTION), is left undone, and is started again later"),
+        LARGE: (large, f"slow and large: wepp has {CLEARWATER.hillslopes} hillslopes to run, and is locked for long"),
+    }
+    return {run: asked} | beside | {run: asked}
+
+
+def _guide(runs: Runs, status: int, preflight: int) -> str:
+    """What to look at, and with what."""
+    width = max(map(len, runs))
+    logs = f" --url ws://{HOST}:{status}" if status != STATUS_PORT else ""
+    lists = f" --url ws://{HOST}:{preflight}" if preflight != PREFLIGHT_PORT else ""
+    channels = " ".join(f"{name}:{'climate' if name == QUICK else 'wepp'}" for name in runs)
+    return "\n".join(
+        (
+            "relay demo: open this page in a browser; Ctrl-C ends everything. The runs:",
+            *(f"  http://{HOST}:{status}/run/{name:{width}}  {what}" for name, (_, what) in runs.items()),
+            "relay demo: the same in another terminal:",
+            f"  {_program()} tail {channels}{logs}",
+            f"  {_program()} checklist {QUICK} --watch{lists}",
+        )
+    )
+
+
+def _program() -> str:
+    """What calls this command in the user's shell."""
+    if shutil.which("relay"):
+        return "relay"
+    return sys.argv[0] if Path(sys.argv[0]).name == "relay" else f"{sys.executable} -m relay"
 
 
 class Ending:
@@ -118,6 +179,11 @@ class Ending:
     def wait(self, seconds: float) -> bool:
         """Wait so long; true, and at once, when it is time to end."""
         return bool(select.select([self._asked], [], [], seconds)[0])
+
+    def ask(self) -> None:
+        """Make it time to end."""
+        with contextlib.suppress(BlockingIOError):  # full of what asks already
+            self._wakeup.send(b"\0")
 
 
 def _ports() -> tuple[int, int]:

@@ -16,8 +16,8 @@ from relay.cli import core, flags
 from relay.cli.doctor_finding import Finding
 from relay.cli.examples import ExampleCommand
 from relay.cli.serve import SERVICES
-from relay.cli.tail import harmless
 from relay.cli.target import TOKEN, address
+from relay.cli.terminal import harmless
 from relay.errors import FaultsFound
 
 if TYPE_CHECKING:

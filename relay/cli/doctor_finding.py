@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from relay.cli.tail import harmless
+from relay.cli.terminal import harmless
 
 State = Literal["ok", "warning", "fault", "skipped"]
 

@@ -8,7 +8,7 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -25,14 +25,26 @@ NOT_NOW = (408, 429)  # the 4xx that invite another try; all others say "never"
 POLICY = 1008  # close code of a subscription that Redis refuses, and of silence
 
 
-async def follow(url: str, take: Callable[[Frame], bool], *, query: str = "", again: bool = True) -> None:
+def _say(_up: bool, sentence: str) -> None:
+    print(f"relay: {sentence}", file=sys.stderr)
+
+
+async def follow(
+    url: str,
+    take: Callable[[Frame], bool],
+    *,
+    query: str = "",
+    again: bool = True,
+    tell: Callable[[bool, str], None] = _say,
+) -> None:
     """Hand every frame of `url` to `take` until that returns true; heartbeats are answered here.
 
     Args:
         url: websocket address.
         query: what stands behind the `?` of the address; never shown.
-        take: called with each frame that is no heartbeat, in order; true ends it.
-        again: reconnect with full jitter for ever, and say so on stderr; otherwise the first failure ends it.
+        take: called with each frame, heartbeats among them, in order; true ends it.
+        again: reconnect with full jitter for ever; otherwise the first failure ends it.
+        tell: called when the connection is lost (false) and when it is there again (true), with a sentence.
 
     Raises:
         RelayError: the relay refuses this address for good; without `again`, any failure.
@@ -48,7 +60,7 @@ async def follow(url: str, take: Callable[[Frame], bool], *, query: str = "", ag
             reason = _refused(error, url)
         else:
             if lost:
-                print(f"relay: connected to {url} again", file=sys.stderr)
+                tell(True, f"connected to {url} again")
             lost = False
             async with socket:
                 heard, done = await _listen(socket, take)
@@ -58,10 +70,29 @@ async def follow(url: str, take: Callable[[Frame], bool], *, query: str = "", ag
         if not again:
             raise RelayError(f"{url}: {reason}; is the relay running there?")
         if not lost:
-            print(f"relay: {url}: {reason}; reconnecting", file=sys.stderr)
+            tell(False, f"{url}: {reason}; reconnecting")
             lost = True
         attempt = 1 if heard else attempt + 1
         await asyncio.sleep(random.uniform(0, min(RETRY_MAX, RETRY_BASE * 2 ** min(attempt - 1, 10))))
+
+
+async def follow_any(following: Iterable[Coroutine[Any, Any, object]], within: float | None = None) -> bool:
+    """Run several at once until the first has ended, and end the others; false where none has `within` seconds.
+
+    Raises:
+        RelayError: all that ended were refused.
+    """
+    tasks = [asyncio.create_task(one) for one in following]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    errors = [error for task in done if (error := task.exception())]
+    if errors and len(errors) == len(done):
+        raise errors[0]
+    return bool(done)
 
 
 async def _listen(socket: ClientConnection, take: Callable[[Frame], bool]) -> tuple[bool, bool]:
@@ -73,7 +104,7 @@ async def _listen(socket: ClientConnection, take: Callable[[Frame], bool]) -> tu
             frame = parse(message)
             if frame.get("type") == "ping":
                 await socket.send('{"type":"pong"}')
-            elif take(frame):
+            if take(frame):
                 return heard, True
     except ConnectionClosed:
         pass  # what it was is in the close code

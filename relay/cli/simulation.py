@@ -2,7 +2,7 @@
 
 Everything it says goes through `client` as a worker's would: RedisPrep in a working directory, job ids, locks on and
 off, timestamps task by task in the order of a real run, log lines on each task's channel, and at the end of each task
-COMPLETED and TRIGGER back to back (contract, sections 2 and 3.4).
+COMPLETED and TRIGGER back to back, or EXCEPTION (contract, sections 2 and 3.4).
 """
 
 import random
@@ -16,9 +16,49 @@ from client import RedisPrep, StatusMessenger, TaskEnum
 
 Line = tuple[float, str]  # seconds of work before it, and the line
 
-HILLSLOPES = 214
-CHANNELS = 87
 YEARS = range(2000, 2024)
+AGAIN = 10.0  # seconds after a failure until somebody has seen it and starts the task again
+
+
+class Site(NamedTuple):
+    """A watershed."""
+
+    dem: str  # what is fetched of the elevation model
+    outlet: str
+    station: str  # of the weather generator
+    hillslopes: int
+    channels: int
+    hectares: int
+    burn: str  # the map of the fire
+
+
+MOSCOW = Site(
+    dem="46.8321 -116.8415 to 46.7702 -116.7520",
+    outlet="-116.80142, 46.79876",
+    station="MOSCOW U OF I ID, 7.4 km",
+    hillslopes=214,
+    channels=87,
+    hectares=1500,
+    burn="moscow_mtn_sbs.tif, EPSG:32611",
+)
+COUGAR = Site(
+    dem="44.1893 -122.2471 to 44.1426 -122.1804",
+    outlet="-122.22817, 44.15563",
+    station="MCKENZIE BRIDGE RS OR, 4.9 km",
+    hillslopes=96,
+    channels=37,
+    hectares=640,
+    burn="quartz_creek_sbs.tif, EPSG:32610",
+)
+CLEARWATER = Site(
+    dem="46.6804 -115.9140 to 46.4477 -115.5218",
+    outlet="-115.83350, 46.49712",
+    station="HEADQUARTERS ID, 11.8 km",
+    hillslopes=862,
+    channels=351,
+    hectares=6200,
+    burn="orogrande_sbs.tif, EPSG:32611",
+)
 
 
 class Task(NamedTuple):
@@ -29,7 +69,7 @@ class Task(NamedTuple):
     lock: str  # locked:<lock> while it runs
     done: TaskEnum  # the timestamp it leaves
     event: str  # what its TRIGGER tells the browsers, before _TASK_COMPLETED
-    lines: Callable[[random.Random], Iterator[Line]]
+    lines: Callable[[random.Random, Site], Iterator[Line]]
 
 
 class Simulation:
@@ -39,23 +79,38 @@ class Simulation:
         run: run id, the last part of the working directory.
         parent: directory in which the run's working directory is made.
         wait: takes seconds, waits so long, and returns true when it is time to end.
-        speed: 2.0 works twice as fast as 1.0, at which a run takes about a minute.
+        speed: 2.0 works twice as fast as 1.0, at which a run of `MOSCOW` takes about a minute.
+        site: the watershed.
+        fails: the call of a task that fails in each run at first, and is started again.
         seed: of the figures in the lines.
     """
 
     def __init__(
-        self, run: str, parent: Path, wait: Callable[[float], bool], *, speed: float = 1.0, seed: int | None = None
+        self,
+        run: str,
+        parent: Path,
+        wait: Callable[[float], bool],
+        *,
+        speed: float = 1.0,
+        site: Site = MOSCOW,
+        fails: str | None = None,
+        seed: int | None = None,
     ):
         self.run = run
         self._wd = parent / run
         self._wait = wait
         self._speed = speed
+        self._site = site
+        self._fails = fails
         self._random = random.Random(seed)
 
     def once(self) -> bool:
         """One run from an empty project to the export; false where it was told to end before that."""
         prep = self._new_project()
-        return all(self._work(prep, task) for task in TASKS)
+        return all(
+            (task.call != self._fails or self._work(prep, task, failing=True)) and self._work(prep, task)
+            for task in TASKS
+        )
 
     def _new_project(self) -> RedisPrep:
         """An empty working directory, and a hash with nothing done."""
@@ -67,8 +122,8 @@ class Simulation:
         prep.timestamp(TaskEnum.project_init)
         return prep
 
-    def _work(self, prep: RedisPrep, task: Task) -> bool:
-        """One job, in the steps and the order of a real one."""
+    def _work(self, prep: RedisPrep, task: Task, *, failing: bool = False) -> bool:
+        """One job, in the steps and the order of a real one; false where it was told to end before the next."""
         job = str(uuid.UUID(int=self._random.getrandbits(128), version=4))
         call = f"{task.call}_rq({self.run})"
         prep.set_rq_job_id(task.call, job)
@@ -76,12 +131,16 @@ class Simulation:
         prep.set_locked_status(task.lock, True)
         try:
             self._say(task, f"rq:{job} STARTED {call}")
-            for seconds, line in task.lines(self._random):
+            lines = task.lines(self._random, self._site)
+            for seconds, line in _failing(lines, task) if failing else lines:
                 if self._wait(seconds / self._speed):
                     return False
                 self._say(task, line)
         finally:
             prep.set_locked_status(task.lock, False)
+        if failing:
+            self._say(task, f"rq:{job} EXCEPTION {call}")
+            return not self._wait(AGAIN / self._speed)
         if task.done is TaskEnum.init_sbs_map:
             prep.has_sbs = True
         prep.timestamp(task.done)
@@ -93,111 +152,140 @@ class Simulation:
         StatusMessenger.publish(f"{self.run}:{task.channel}", line)
 
 
-def _channels(rng: random.Random) -> Iterator[Line]:
-    yield 0.3, "fetching DEM: USGS 3DEP 10 m, 46.8321 -116.8415 to 46.7702 -116.7520"
-    yield 0.9, "dem.tif: 684 x 702 cells, 612.4 m to 1 301.9 m"
+def _failing(lines: Iterator[Line], task: Task) -> Iterator[Line]:
+    """The first half of `lines`, and then what a worker's log says of an exception: one record of several lines."""
+    said = list(lines)
+    yield from said[: len(said) // 2]
+    yield 0.6, f"WARNING {task.call}: no answer from thredds.example.org within 30 s, trying again (1 of 2)"
+    yield 1.2, f"WARNING {task.call}: no answer from thredds.example.org within 30 s, trying again (2 of 2)"
+    yield (
+        1.2,
+        "\n".join(
+            (
+                f"ERROR {task.call}: given up",
+                "Traceback (most recent call last):",
+                f'  File "/srv/worker/jobs.py", line 212, in {task.call}_rq',
+                f"    {task.channel}.build()",
+                f'  File "/srv/worker/{task.channel}.py", line 148, in build',
+                "    series = fetch(self.bounds, year, timeout=30)",
+                "TimeoutError: thredds.example.org:443: read timed out (30 s)",
+            )
+        ),
+    )
+
+
+def _parts(total: int, count: int) -> list[int]:
+    """`count` numbers up to `total`, evenly apart."""
+    return [total * part // count for part in range(1, count + 1)]
+
+
+def _channels(rng: random.Random, site: Site) -> Iterator[Line]:
+    yield 0.3, f"fetching DEM: USGS 3DEP 10 m, {site.dem}"
+    side = round((300 * site.hectares) ** 0.5)  # a hectare has 100 cells, and the map is three times the watershed
+    yield 0.9, f"dem.tif: {side - 9} x {side + 9} cells, 612.4 m to 1 301.9 m"
     yield 0.3, "WhiteboxTools: BreachDepressionsLeastCost --dist=1000"
     for percent in (25, 50, 75, 100):
         yield 0.2, f"BreachDepressionsLeastCost: progress {percent}%"
     yield 0.2, f"breached {rng.randint(310, 390)} pits, filled {rng.randint(8, 20)}"
     yield 0.3, "WhiteboxTools: D8Pointer, D8FlowAccumulation"
-    yield 0.5, f"flow accumulation: largest upslope area {rng.uniform(38, 42):.2f} km2"
+    yield 0.5, f"flow accumulation: largest upslope area {site.hectares * rng.uniform(0.025, 0.028):.2f} km2"
     yield 0.3, f"extracting streams: csa 5.0 ha, mcl 60 m: {rng.randint(430, 470)} links"
     yield 0.3, "netful.tif written, polygonized to netful.geojson"
 
 
-def _outlet(rng: random.Random) -> Iterator[Line]:
-    yield 0.3, "snapping outlet -116.80142, 46.79876 to nearest channel"
+def _outlet(rng: random.Random, site: Site) -> Iterator[Line]:
+    yield 0.3, f"snapping outlet {site.outlet} to nearest channel"
     yield 0.4, f"outlet: row 402, column 311, moved {rng.uniform(4, 28):.1f} m"
     yield 0.3, "outlet is on the channel network"
 
 
-def _subcatchments(rng: random.Random) -> Iterator[Line]:
+def _subcatchments(rng: random.Random, site: Site) -> Iterator[Line]:
     yield 0.3, "TopAz: segmenting the watershed above the outlet"
-    yield 0.6, f"TopAz: {CHANNELS} channels, {HILLSLOPES} hillslopes, {rng.uniform(1480, 1520):.1f} ha"
+    area = site.hectares + rng.uniform(-20, 20)
+    yield 0.6, f"TopAz: {site.channels} channels, {site.hillslopes} hillslopes, {area:.1f} ha"
     yield 0.3, "subwta.tif and bound.tif written"
 
 
-def _abstraction(rng: random.Random) -> Iterator[Line]:
-    for done in range(18, HILLSLOPES + 1, 28):
-        yield 0.15, f"abstracting hillslope {done} of {HILLSLOPES}: slope length {rng.uniform(60, 420):.1f} m"
-    yield 0.2, f"abstracting channels: {CHANNELS} of {CHANNELS}, Strahler order 4"
+def _abstraction(rng: random.Random, site: Site) -> Iterator[Line]:
+    for done in _parts(site.hillslopes, 8):
+        yield 0.15, f"abstracting hillslope {done} of {site.hillslopes}: slope length {rng.uniform(60, 420):.1f} m"
+    yield 0.2, f"abstracting channels: {site.channels} of {site.channels}, Strahler order 4"
     yield 0.3, f"longest flowpath {rng.uniform(5.2, 6.8):.2f} km, mean slope {rng.uniform(0.21, 0.34):.2f}"
 
 
-def _sbs(rng: random.Random) -> Iterator[Line]:
-    yield 0.3, "soil burn severity map: moscow_mtn_sbs.tif, EPSG:32611, 4 classes"
+def _sbs(rng: random.Random, site: Site) -> Iterator[Line]:
+    yield 0.3, f"soil burn severity map: {site.burn}, 4 classes"
     for severity, low, high in (("unburned", 30, 36), ("low", 28, 34), ("moderate", 20, 25), ("high", 6, 12)):
         yield 0.15, f"{severity}: {rng.uniform(low, high):.1f} % of the area"
 
 
-def _landuse(rng: random.Random) -> Iterator[Line]:
+def _landuse(rng: random.Random, site: Site) -> Iterator[Line]:
     yield 0.3, "NLCD 2021: retrieving land cover for the watershed"
-    yield 0.7, f"dominant land cover of {HILLSLOPES} hillslopes identified"
+    yield 0.7, f"dominant land cover of {site.hillslopes} hillslopes identified"
     for key, name in (("42", "Evergreen Forest"), ("52", "Shrub/Scrub"), ("106", "Forest Low Severity Fire")):
         yield 0.25, f"{key} {name}: {rng.uniform(6, 45):.1f} % of the area"
     yield 0.25, "managements built, canopy cover mapped from RAP"
 
 
-def _soils(rng: random.Random) -> Iterator[Line]:
+def _soils(rng: random.Random, site: Site) -> Iterator[Line]:
     yield 0.3, "SSURGO: querying map units in the watershed"
     mukeys = rng.sample(range(2_396_000, 2_397_000), 8)
     yield 0.6, f"SSURGO: {len(mukeys)} map units, {len(mukeys) - 1} valid"
     for mukey in mukeys:
         yield 0.15, f"building {mukey}.sol: {rng.randint(3, 5)} horizons, ksat {rng.uniform(2, 28):.1f} mm/h"
-    yield 0.3, f"soils of {HILLSLOPES} hillslopes assigned"
+    yield 0.3, f"soils of {site.hillslopes} hillslopes assigned"
 
 
-def _climate(rng: random.Random) -> Iterator[Line]:
-    yield 0.3, "CLIGEN: nearest station MOSCOW U OF I ID, 7.4 km"
+def _climate(rng: random.Random, site: Site) -> Iterator[Line]:
+    yield 0.3, f"CLIGEN: nearest station {site.station}"
     for year in YEARS:
         yield 0.08, f"GRIDMET {year}: {rng.uniform(480, 820):.1f} mm, {rng.randint(95, 150)} wet days"
     yield 0.4, "PRISM revision of monthly means, wepp.cli written"
 
 
-def _rap(rng: random.Random) -> Iterator[Line]:
+def _rap(rng: random.Random, site: Site) -> Iterator[Line]:
     for year in YEARS:
         yield 0.05, f"RAP {year}: tree {rng.uniform(48, 56):.1f} %, shrub {rng.uniform(9, 14):.1f} %"
 
 
-def _hillslopes(rng: random.Random) -> Iterator[Line]:
-    yield 0.3, f"preparing {HILLSLOPES} hillslopes, {YEARS[0]} to {YEARS[-1]}, 12 processes"
-    for hillslope in range(1, HILLSLOPES + 1):
+def _hillslopes(rng: random.Random, site: Site) -> Iterator[Line]:
+    yield 0.3, f"preparing {site.hillslopes} hillslopes, {YEARS[0]} to {YEARS[-1]}, 12 processes"
+    for hillslope in range(1, site.hillslopes + 1):
         # Twelve at a time, as a process pool of a worker reports them: bursts, then a breath.
         pause = 0.02 if hillslope % 12 else 0.45
-        yield pause, f"wepp hillslope {hillslope} of {HILLSLOPES} completed in {rng.uniform(1.1, 3.9):.2f} s"
+        yield pause, f"wepp hillslope {hillslope} of {site.hillslopes} completed in {rng.uniform(1.1, 3.9):.2f} s"
 
 
-def _watershed(rng: random.Random) -> Iterator[Line]:
-    yield 0.3, f"wepp watershed: routing {HILLSLOPES} hillslopes through {CHANNELS} channels"
+def _watershed(rng: random.Random, site: Site) -> Iterator[Line]:
+    yield 0.3, f"wepp watershed: routing {site.hillslopes} hillslopes through {site.channels} channels"
     for year in YEARS:
         yield 0.12, f"wepp watershed: year {year}, peak {rng.uniform(1.2, 6.4):.2f} m3/s"
     yield 0.4, f"loss report: {rng.uniform(0.4, 1.9):.2f} t/ha/yr at the outlet"
 
 
-def _observed(rng: random.Random) -> Iterator[Line]:
+def _observed(rng: random.Random, site: Site) -> Iterator[Line]:
     yield 0.6, f"daily streamflow: Nash-Sutcliffe {rng.uniform(0.55, 0.78):.2f}, {len(YEARS) * 365} days"
 
 
-def _debris(rng: random.Random) -> Iterator[Line]:
+def _debris(rng: random.Random, site: Site) -> Iterator[Line]:
     yield 0.4, "debris flow: NOAA Atlas 14 intensities for 10 durations"
     yield 0.4, f"probability at 24 mm/h in 15 min: {rng.uniform(12, 48):.1f} %"
 
 
-def _ash(rng: random.Random) -> Iterator[Line]:
-    for done in range(54, HILLSLOPES + 1, 40):
-        yield 0.25, f"ash transport: hillslope {done} of {HILLSLOPES}"
+def _ash(rng: random.Random, site: Site) -> Iterator[Line]:
+    for done in _parts(site.hillslopes, 5):
+        yield 0.25, f"ash transport: hillslope {done} of {site.hillslopes}"
     yield 0.3, f"ash transport: {rng.uniform(1.5, 6.5):.1f} t/ha by water, {rng.uniform(0.2, 0.9):.1f} t/ha by wind"
 
 
-def _omni(rng: random.Random) -> Iterator[Line]:
+def _omni(rng: random.Random, site: Site) -> Iterator[Line]:
     for scenario in ("undisturbed", "uniform_low", "mulch_30", "mulch_60"):
         yield 0.5, f"omni scenario {scenario}: {rng.uniform(0.2, 1.6):.2f} t/ha/yr at the outlet"
 
 
-def _export(rng: random.Random) -> Iterator[Line]:
-    for channel in range(24, CHANNELS + 1, 24):
-        yield 0.25, f"dss export: channel {channel} of {CHANNELS}"
+def _export(rng: random.Random, site: Site) -> Iterator[Line]:
+    for channel in _parts(site.channels, 3):
+        yield 0.25, f"dss export: channel {channel} of {site.channels}"
     yield 0.3, f"dss.zip: {rng.uniform(11, 16):.1f} MB"
 
 

@@ -36,6 +36,11 @@ def parse(_ctx: click.Context, _parameter: click.Parameter, text: str) -> Target
     return Target(run, channel)
 
 
+def parse_all(ctx: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> tuple[Target, ...]:
+    """The callback of an argument of several, each once, in their order."""
+    return tuple(dict.fromkeys(parse(ctx, parameter, text) for text in texts))
+
+
 def address(base: str, path: str) -> str:
     """`path` below the relay's address `base`, which may be ws://, wss://, http:// or https://."""
     try:

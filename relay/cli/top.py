@@ -1,23 +1,21 @@
 """`relay top`: what a relay is doing now, from its listener for operators."""
 
 import json
-import os
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from relay.cli import core, flags
 from relay.cli.examples import ExampleCommand
+from relay.cli.screen import Screen, cut, ended_by_key, plain, span
 from relay.errors import ConfigError, RelayError
 
 if TYPE_CHECKING:
-    import asyncio
-
     from relay.values import ListenAddress
 
 RATES = ("messages", "frames", "bytes")  # counters of a service that are shown by the second
@@ -68,7 +66,11 @@ def top(internal_addr: str | None, interval: str, once: bool, as_json: bool, env
         asyncio.run(_watch(address, seconds, once, _print_table, first=False))
     else:
         with Screen() as screen:
-            asyncio.run(_watch(address, seconds, once, screen.show, first=True))
+
+            def draw(now: Look, before: Look | None) -> None:
+                screen.draw(table(now, before, screen.size()[0]))
+
+            asyncio.run(_watch(address, seconds, once, draw, first=True))
 
 
 # ---- asking ----
@@ -126,8 +128,8 @@ async def _watch(address: "ListenAddress", interval: float, once: bool, show: Sh
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, ended.set)  # so that the terminal is given back as it was
-    if first and sys.stdin.isatty():
-        loop.add_reader(sys.stdin.fileno(), _on_key, ended)
+    if first:
+        ended_by_key(ended)
     before = await look(address)
     if first:
         show(before, None)
@@ -193,7 +195,7 @@ def table(now: Look, before: Look | None, width: int = 80) -> list[str]:
     lines = [
         *(
             _wrapped(now.trouble, width)
-            or [f"relay {debug.get('version')}, {state}, up {_span(debug.get('seconds'))}, {now.address}"]
+            or [f"relay {debug.get('version')}, {state}, up {span(debug.get('seconds'))}, {now.address}"]
         ),
         f"{totals.get('sockets', '-')} sockets, {totals.get('heads', '-')} unfinished heads, frames waiting "
         f"{_size(totals.get('live_bytes'))}, requests waiting {_size(totals.get('inbound_bytes'))}",
@@ -203,7 +205,7 @@ def table(now: Look, before: Look | None, width: int = 80) -> list[str]:
         *_slowest(debug, width),
         *_closes(now, before),
     ]
-    return [_cut(plain(line), width) for line in lines]
+    return [cut(plain(line), width) for line in lines]
 
 
 def _services(now: Look, before: Look | None, width: int) -> list[str]:
@@ -276,23 +278,13 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> lis
     wide = [max(len(row[column]) for row in shown) for column in range(1, len(head))]
     first = max(12, width - sum(wide) - 2 * len(wide))
     return [
-        f"{_cut(row[0], first):{first}}"
-        + "".join(f"  {cell:>{size}}" for cell, size in zip(row[1:], wide, strict=True))
+        f"{cut(row[0], first):{first}}" + "".join(f"  {cell:>{size}}" for cell, size in zip(row[1:], wide, strict=True))
         for row in shown
     ]
 
 
-def plain(text: str) -> str:
-    r"""Text of others in printable ASCII, all else as \x1b and the like: what is no letter moves no cursor."""
-    return "".join(c if c.isascii() and c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
     return textwrap.wrap(plain(text), width, initial_indent=indent, subsequent_indent=2 * indent)
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: max(0, most - 3)] + "..."
 
 
 def _rate(value: float | None) -> str:
@@ -309,67 +301,5 @@ def _size(value: float | None) -> str:
     return f"{value:.1f} GiB"
 
 
-def _span(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours // 24}d{hours % 24}h"
-        if hours >= 24
-        else f"{hours}h{minutes:02}m"
-        if hours
-        else f"{minutes}m{rest:02}s"
-    )
-
-
 def _updown(connection: Mapping[str, Any]) -> str:
     return "up" if connection.get("up") else "DOWN"
-
-
-# ---- the terminal ----
-
-
-def _on_key(ended: "asyncio.Event") -> None:
-    """Ends at a q, and so does a terminal that is gone."""
-    keys = os.read(sys.stdin.fileno(), 64)
-    if not keys or b"q" in keys.lower():
-        ended.set()
-
-
-class Screen:
-    """The terminal while the table is on it: a screen of its own, no cursor, each key at once; then as it was."""
-
-    def __init__(self) -> None:
-        self._was: list[Any] | None = None
-
-    def __enter__(self) -> Self:
-        import termios
-        import tty
-
-        if sys.stdin.isatty():
-            self._was = termios.tcgetattr(sys.stdin)
-            tty.setcbreak(sys.stdin)
-            quiet = termios.tcgetattr(sys.stdin)
-            quiet[6][termios.VSUSP] = b"\0"  # Ctrl-Z would leave the shell with this screen
-            termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
-        self._write("\x1b[?1049h\x1b[?25l")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        import termios
-
-        self._write("\x1b[?25h\x1b[?1049l")
-        if self._was is not None:
-            termios.tcsetattr(sys.stdin, termios.TCSANOW, self._was)
-
-    def show(self, now: Look, before: Look | None) -> None:
-        """Draws the table over the one before, as much of it as the terminal has room for."""
-        size = os.get_terminal_size(sys.stdout.fileno())
-        width, height = size.columns or 80, size.lines or 24  # a terminal that nobody has measured says 0
-        lines = table(now, before, width)[:height]
-        self._write("\x1b[H" + "\n".join(f"{line}\x1b[K" for line in lines) + "\x1b[J")
-
-    def _write(self, text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from contextlib import contextmanager
 
 import pytest
 import redis
+
+from tests.integration.peers import wait_for
+from tests.integration.terminal import Terminal
 
 
 def command(*args, **env):
@@ -94,15 +98,24 @@ def test_publish_to_a_url_that_is_none_is_exit_code_3():
 # --- tail ----
 
 
+def publish_until_printed(tail, channel, redis_url):
+    """The first line that `tail` prints, of 'one' on `channel`.
+
+    Redis counts the relay as a receiver before the websocket has been let in: what comes in between is nobody's.
+    """
+    while True:
+        heard = run("publish", channel, "one", "--redis-url", redis_url).stdout != b"0\n"
+        if heard and select.select([tail.stdout], [], [], 3)[0]:
+            return tail.stdout.readline().decode()
+
+
 def test_tail_prints_what_publish_said(relay, redis_url):
     url = relay("status").status_url
     with running("tail", "run1:wepp", "--url", url, "-n", "2") as tail:
-        # The relay subscribes for its first client; from then on Redis counts one receiver.
-        while run("publish", "run1:wepp", "one", "--redis-url", redis_url).stdout == b"0\n":
-            pass
+        assert publish_until_printed(tail, "run1:wepp", redis_url) == "one\n"
         run("publish", "run1:other", "not this", "--redis-url", redis_url)
         run("publish", "run1:wepp", 'two "and" \\ ✓', "--redis-url", redis_url)
-        assert tail.stdout.read().decode() == 'one\ntwo "and" \\ ✓\n'
+        assert tail.stdout.read().decode() == 'two "and" \\ ✓\n'
         assert tail.wait(10) == 0
         assert tail.stderr.read() == b""
 
@@ -110,9 +123,7 @@ def test_tail_prints_what_publish_said(relay, redis_url):
 def test_tail_follows_over_a_restart_of_the_relay(relay, redis_url):
     first = relay("status", env={"RELAY_DRAIN": "0"})
     with running("tail", "run1:wepp", "--url", first.status_url, "--json") as tail:
-        while run("publish", "run1:wepp", "before", "--redis-url", redis_url).stdout == b"0\n":
-            pass
-        assert json.loads(tail.stdout.readline())["data"] == "before"
+        assert json.loads(publish_until_printed(tail, "run1:wepp", redis_url))["data"] == "one"
         assert first.stop() == 0
         assert b"reconnecting" in tail.stderr.readline()
         relay("status", env={"STATUS_LISTEN_ADDR": f"127.0.0.1:{first.ports['status']}"}, wait=None)
@@ -121,6 +132,22 @@ def test_tail_follows_over_a_restart_of_the_relay(relay, redis_url):
         assert json.loads(tail.stdout.readline())["data"] == "after"
         tail.send_signal(signal.SIGINT)
         assert tail.wait(10) == 130
+        # The new relay may have let it in before it had Redis.
+        assert all(b"lost Redis" in line for line in tail.stderr.readlines())
+
+
+def test_tail_of_several_until_an_event(relay, redis_url):
+    url, event = relay("status").status_url, "WEPP_RUN_TASK_COMPLETED"
+    with running("tail", "r1:wepp", "r2:climate", "--url", url, "--until", event, "--timeout", "1m") as tail:
+        assert publish_until_printed(tail, "r1:wepp", redis_url) == "r1:wepp    | one\n"
+        assert publish_until_printed(tail, "r2:climate", redis_url) == "r2:climate | one\n"
+        run("publish", "r1:wepp", f"rq:7 TRIGGER   wepp NOT_{event}", "--redis-url", redis_url)
+        run("publish", "r1:wepp", f"rq:7 TRIGGER   wepp {event}", "--redis-url", redis_url)
+        assert tail.wait(10) == 0
+        assert tail.stdout.read().decode().splitlines() == [
+            f"r1:wepp    | rq:7 TRIGGER   wepp NOT_{event}",
+            f"r1:wepp    | rq:7 TRIGGER   wepp {event}",
+        ]
         assert tail.stderr.read() == b""
 
 
@@ -166,6 +193,36 @@ def test_checklist_watch_prints_each_change(relay, redis_url):
         assert watch.stdout.readline() == b"climate locked\n"
         watch.send_signal(signal.SIGINT)
         assert watch.wait(10) == 130
+
+
+def test_checklist_watch_on_a_terminal(relay, redis_url):
+    first = relay("preflight", env={"RELAY_DRAIN": "0"})
+    clean = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    command = [sys.executable, "-m", "relay", "checklist", "run1", "--watch", "--url", first.preflight_url]
+    with Terminal() as terminal, redis.Redis.from_url(redis_url) as connection:
+        before = terminal.settings()
+
+        def shown(text):
+            return lambda: terminal.screens() and text in "\n".join(terminal.screens()[-1])
+
+        with subprocess.Popen(command, env={**clean, "TERM": "xterm"}, **terminal.streams()) as watch:
+            try:
+                wait_for(shown("run1: 0 of 22 done, 0 running"), "a snapshot")
+                connection.hset("run1", mapping={"locked:climate": "true"})
+                wait_for(shown("[>] climate  0m0"), "a lock")
+                connection.hset("run1", mapping={"locked:climate": "false", "timestamps:build_channels": "1714168234"})
+                wait_for(shown("[✓] channels      2024-04-26"), "a tick and when")
+                assert first.stop() == 0
+                wait_for(shown("reconnecting"), "a lost connection")
+                relay("preflight", env={"PREFLIGHT_LISTEN_ADDR": f"127.0.0.1:{first.ports['preflight']}"}, wait=None)
+                wait_for(lambda: shown("connected, last")() and shown("[✓] channels")(), "a connection")
+                watch.send_signal(signal.SIGINT)
+                assert watch.wait(10) == 0
+            finally:
+                if watch.poll() is None:
+                    watch.kill()
+        assert terminal.settings() == before
+        assert terminal.read().endswith("\x1b[?25h\x1b[?1049l")
 
 
 # --- healthcheck, serve ----

@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import redis
 from playwright.sync_api import sync_playwright
 from websockets.sync.client import connect
 
@@ -91,8 +92,38 @@ def test_one_run_fills_log_and_checklist(demo):
         "sbs_map", "channels", "outlet", "subcatchments", "landuse", "soils", "climate", "rap_ts", "wepp", "observed",
         "debris", "watar", "omni_scenarios", "dss_export",
     }  # fmt: skip
-    assert running.process.wait(10) == 0
+    assert running.process.wait(30) == 0
     assert running.process.stderr.read().endswith("relay demo: all ended\n")
+
+
+def frames(url, kind):
+    """What a websocket says of a kind, for as long as it is asked."""
+    with connect(url) as socket:
+        while True:
+            frame = json.loads(socket.recv(timeout=30))
+            if frame["type"] == kind:
+                yield frame
+
+
+def test_of_the_runs_beside_it_one_fails_and_is_started_again_and_one_is_slow(demo):
+    running = demo("--speed", "4")
+    status, preflight = (f"ws://127.0.0.1:{port}" for port in (running.port, running.preflight_port))
+    said = "".join(running.process.stderr.readline() for _ in range(4))
+    asked, quick, large = re.findall(r"/run/(\S+)", said)
+    assert asked == "demo"
+    climate = []
+    with contextlib.closing(frames(f"{status}/{quick}:climate", "status")) as log:
+        while not climate or "TRIGGER" not in climate[-1]:
+            climate.append(next(log)["data"])
+    failed = next(number for number, line in enumerate(climate) if " EXCEPTION build_climate_rq" in line)
+    assert "Traceback (most recent call last):\n" in climate[failed - 1]
+    assert "STARTED" in climate[failed + 1]
+    assert "COMPLETED" in climate[-2]
+    for run, done in ((quick, True), (large, False)):
+        with contextlib.closing(frames(f"{preflight}/{run}", "preflight")) as checks:
+            assert next(checks)["checklist"]["climate"] is done
+    running.process.terminate()
+    assert running.process.wait(10) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -112,12 +143,25 @@ def test_it_ends_all_that_it_started(demo, number):
     assert took < 5  # 0.6 s on an idle machine; a drain that nobody shortened takes 10
 
 
+@pytest.mark.parametrize(
+    ("killed", "why"), [(b"relay\0serve", "the relay ended by itself"), (b"redis-server", "gave no")]
+)
+def test_where_one_of_its_processes_ends_it_ends_with_a_sentence(demo, killed, why):
+    running = demo()
+    [victim] = [pid for pid in running.children() if killed in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(victim, signal.SIGKILL)
+    assert running.process.wait(15) == 1
+    last = running.process.stderr.read().splitlines()[-1]
+    assert last.startswith("relay: ")
+    assert why in last
+
+
 def test_it_takes_free_ports_where_the_usual_ones_are_taken(demo):
     with contextlib.ExitStack() as taken:
         for port in (9001, 9002):
             with contextlib.suppress(OSError):  # taken already, which serves as well
                 taken.enter_context(socket.create_server(("127.0.0.1", port)))
-        running = demo("--speed", "20", "--once")
+        running = demo("--speed", "50", "--once")
         assert running.port != 9002
         assert running.preflight_port not in (9001, running.port)
         assert running.process.wait(30) == 0
@@ -135,6 +179,11 @@ def test_it_uses_the_redis_it_is_given(demo, redis_url):
     running = demo("--redis-url", redis_url, "--once", "--speed", "50")
     assert len(running.children()) == 1
     assert running.process.wait(30) == 0
+    runs = re.findall(r"/run/(\S+)", running.process.stderr.read())
+    assert len(runs) == 3
+    with redis.Redis.from_url(redis_url) as connection:
+        for run in runs:  # each has run to its end
+            assert connection.hexists(run, "timestamps:dss_export")
 
 
 def test_a_redis_that_is_not_there_is_a_sentence():

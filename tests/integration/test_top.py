@@ -1,17 +1,11 @@
 """`relay top` of a real relay, on a terminal and without one."""
 
 import contextlib
-import fcntl
 import json
 import os
-import pty
-import re
-import select
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import threading
 
 import pytest
@@ -19,6 +13,7 @@ import redis
 
 from tests.conftest import OURS, ROOT, Relay
 from tests.integration.peers import Peer, wait_for
+from tests.integration.terminal import Terminal
 
 PATIENCE = 15.0
 
@@ -153,39 +148,6 @@ def test_an_object_for_each_look_over_a_restart_of_the_relay(mortal, redis_url):
         assert second.process.poll() is None
         top.send_signal(signal.SIGINT)
         assert top.wait(PATIENCE) == 130
-
-
-class Terminal:
-    """A pseudo terminal, what is drawn on it, and its settings."""
-
-    def __init__(self, lines=30, columns=80):
-        self.ours, self.theirs = pty.openpty()
-        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-        self.drawn = ""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        os.close(self.ours)
-        os.close(self.theirs)
-
-    def streams(self):
-        return dict.fromkeys(("stdin", "stdout", "stderr"), self.theirs)
-
-    def settings(self):
-        return termios.tcgetattr(self.theirs)
-
-    def read(self):
-        """What has come until now."""
-        while select.select([self.ours], [], [], 0)[0]:
-            self.drawn += os.read(self.ours, 65536).decode()
-        return self.drawn
-
-    def screens(self):
-        """The whole tables that were drawn, as lines."""
-        found = re.findall(r"\x1b\[H(.*?)\x1b\[J", self.read(), re.DOTALL)
-        return [[line.removesuffix("\x1b[K") for line in screen.split("\r\n")] for screen in found]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from relay.cli import checklist as checklist_command
 from relay.cli import follow
 from relay.cli.checklist import changes
 from relay.cli.commands import relay
-from relay.cli.tail import harmless
+from tests.integration.peers import wait_for
+from tests.integration.terminal import Terminal
 
 PING = '{"type":"ping"}'
 
@@ -212,10 +213,160 @@ def test_tail_on_a_terminal_shows_control_characters(fake):
     os.close(ours)
 
 
-def test_harmless():
-    text = "\x1b]0;title\x07 \x9b31m \r \b \x7f \u202e \u2066 é ✓ 👩\u200d🌾 tab\tline\n"
-    shown = harmless(text)
-    assert shown == "\\x1b]0;title\\x07 \\x9b31m \\r \\x08 \\x7f \\u202e \\u2066 é ✓ 👩\u200d🌾 tab\tline\n"
+def saying_by_channel(**messages):
+    """A script that says what is given for the channel that was asked for, and stays."""
+
+    def script(connection):
+        channel = connection.request.path.partition("?")[0].partition(":")[2]
+        staying(*map(status, messages.get(channel, ())))(connection)
+
+    return script
+
+
+def test_tail_of_several_begins_each_line_with_its_channel(fake):
+    url = fake(saying_by_channel(wepp=["one", "two\nlines"], climate=["three"]))
+    result = invoke("tail", "run1:wepp", "r:climate", "run1:wepp", "--url", url, "-n", "3")
+    assert (result.exit_code, result.stderr) == (0, "")
+    said = ["run1:wepp | one", "run1:wepp | two", "run1:wepp | lines", "r:climate | three"]
+    assert sorted(result.stdout.splitlines()) == sorted(said)
+    assert sorted(fake.paths) == ["/r:climate?v=2", "/run1:wepp?v=2"]
+
+
+def test_tail_counts_the_lines_of_all_channels(fake):
+    url = fake(saying_by_channel(a=["x"] * 50, b=["x"] * 50, longer=["x"] * 50))
+    lines = invoke("tail", "r:a", "r:b", "r:longer", "--url", url, "-n", "60").stdout.splitlines()
+    assert len(lines) == 60
+    assert {line.index("|") for line in lines} == {len("r:longer ")}
+    assert len(set(lines)) > 1  # one alone has but 50
+
+
+def test_tail_of_several_as_json_names_the_channel(fake):
+    url = fake(saying_by_channel(a=["one"], b=["two"]))
+    found = invoke("tail", "r:a", "r:b", "--url", url, "--json", "-n", "2", "--color", "always").stdout.splitlines()
+    assert sorted((json.loads(line) for line in found), key=lambda frame: frame["channel"]) == [
+        {"type": "status", "data": "one", "channel": "r:a"},
+        {"type": "status", "data": "two", "channel": "r:b"},
+    ]
+    result = invoke("tail", "r:a", "--url", url, "--json", "-n", "1")
+    assert result.stdout == '{"type":"status","data":"one"}\n'
+
+
+def test_tail_of_several_says_of_which_lines_are_missing(fake):
+    url = fake(staying(json.dumps({"type": "gap", "reason": "size"}), status("x")))
+    result = invoke("tail", "r:a", "r:b", "--url", url, "-n", "2")
+    assert "relay: r:a: a line is missing here" in result.stderr
+
+
+def test_tail_of_several_ends_where_one_is_refused(fake):
+    def refuse(connection):
+        if connection.request.path.startswith("/r:b"):
+            return connection.close(1008, "not permitted")
+        return staying()(connection)
+
+    result = invoke("tail", "r:a", "r:b", "--url", fake(refuse))
+    assert result.exit_code == 1
+    assert "/r:b: closed 1008 (not permitted): the relay refuses this subscription" in result.stderr
+
+
+EVENT = "WEPP_RUN_TASK_COMPLETED"
+
+
+@pytest.mark.parametrize(
+    "line", [f"rq:7 TRIGGER   wepp {EVENT}", f"TRIGGER   wepp {EVENT}", f"rq:7 TRIGGER   omni {EVENT} and more"]
+)
+def test_tail_until_an_event(fake, line):
+    others = [
+        EVENT,
+        f"rq:7 TRIGGER   wepp NOT_{EVENT}",
+        f"rq:7 TRIGGER   wepp {EVENT}_NOT",
+        f"rq:7 TRIGGER   {EVENT} other",
+        f"rq:7 COMPLETED wepp {EVENT}",
+        f"said rq:7 TRIGGER   wepp {EVENT}",
+    ]
+    url = fake(saying_by_channel(wepp=[*others, line, "not this"]))
+    result = invoke("tail", "r:c", "r:wepp", "--url", url, "--until", EVENT, "--timeout", "20s")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert [said.partition(" | ")[2] for said in result.stdout.splitlines()] == [*others, line]
+
+
+def test_tail_until_an_event_that_does_not_come_in_time(fake):
+    url = fake(staying(status("x")))
+    result = invoke("tail", "r:c", "--url", url, "--until", EVENT, "--timeout", "300ms")
+    assert (result.exit_code, result.stdout) == (1, "x\n")
+    assert result.stderr == f"relay: {EVENT} did not come within 300ms\n"
+    result = invoke("tail", "r:c", "--url", url, "--until", EVENT, "-n", "1")
+    assert (result.exit_code, result.stdout) == (1, "x\n")
+    assert result.stderr == f"relay: {EVENT} did not come within 1 messages\n"
+
+
+def test_tail_until_an_event_waits_no_longer_for_a_relay_that_is_not_there():
+    result = invoke("tail", "r:c", "--url", "ws://127.0.0.1:1", "--until", EVENT, "--timeout", "300ms")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == f"relay: {EVENT} did not come within 300ms"
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        (["--timeout", "1s"], "name it with --until"),
+        (["--until", "X", "--timeout", "5"], "--timeout 5: "),
+        (["--until", "X", "--timeout", "0s"], "must be longer than 0"),
+    ],
+)
+def test_tail_with_a_timeout_that_is_none_is_a_usage_error(args, why):
+    result = invoke("tail", "r:c", *args)
+    assert result.exit_code == 2
+    assert why in result.stderr
+
+
+LINES = ["rq:7 STARTED f(r)", "\x1b[32mgreen\x1b[2J", "plain"]
+COLOURED = "\x1b[1;36mrq:7 STARTED f(r)\x1b[0m\n\x1b[32mgreen\\x1b[2J\x1b[0m\nplain\n"
+SHOWN = "rq:7 STARTED f(r)\n\\x1b[32mgreen\\x1b[2J\nplain\n"
+
+
+def on_a_terminal(*args, **env):
+    """What a command draws, and its exit code."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
+    with Terminal() as terminal:
+        done = subprocess.run(
+            [sys.executable, "-m", "relay", *args],
+            stdout=terminal.theirs,
+            timeout=30,
+            check=False,
+            env={**clean, "TERM": "xterm", **env},
+        )
+        return done.returncode, terminal.read().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize(
+    ("color", "env", "drawn"),
+    [
+        ("auto", {}, COLOURED),
+        ("auto", {"NO_COLOR": "1"}, SHOWN),
+        ("auto", {"TERM": "dumb"}, SHOWN),
+        ("never", {}, SHOWN),
+        ("always", {"NO_COLOR": "1"}, COLOURED),
+    ],
+)
+def test_tail_on_a_terminal_is_coloured_unless_told_otherwise(fake, color, env, drawn):
+    url = fake(staying(*map(status, LINES)))
+    assert on_a_terminal("tail", "r:c", "--url", url, "-n", "3", "--color", color, **env) == (0, drawn)
+
+
+@pytest.mark.parametrize(("color", "said"), [("auto", "\n".join([*LINES, ""])), ("always", COLOURED)])
+def test_tail_into_a_pipe_is_as_published_unless_told_otherwise(fake, color, said):
+    url = fake(staying(*map(status, LINES)))
+    assert invoke("tail", "r:c", "--url", url, "-n", "3", "--color", color).stdout == said
+
+
+def test_tail_of_several_on_a_terminal_has_a_colour_for_each(fake):
+    url = fake(saying_by_channel(a=["x"], b=["ERROR y"]))
+    code, drawn = on_a_terminal("tail", "r:a", "r:b", "--url", url, "-n", "2")
+    assert code == 0
+    assert sorted(drawn.splitlines()) == [
+        "\x1b[33mr:b |\x1b[0m \x1b[31mERROR y\x1b[0m",
+        "\x1b[36mr:a |\x1b[0m x",
+    ]
 
 
 # --- checklist ----
@@ -271,3 +422,99 @@ def test_a_url_that_is_none_is_a_usage_error(command):
     result = invoke(*command, "--url", "localhost:9002")
     assert result.exit_code == 2
     assert "not an address such as ws://localhost:9002" in result.stderr
+
+
+def watched(terminal):
+    return "\n".join(terminal.screens()[-1]) if terminal.screens() else ""
+
+
+@contextlib.contextmanager
+def watching(url, *args, streams=("stdin", "stdout", "stderr"), **env):
+    """`relay checklist r --watch` on a terminal, killed by its pid if the test has not ended it."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
+    with Terminal() as terminal:
+        command = [sys.executable, "-m", "relay", "checklist", "r", "--watch", "--url", url, *args]
+        on_it = dict.fromkeys(streams, terminal.theirs)
+        with subprocess.Popen(command, env={**clean, "TERM": "xterm", **env}, **on_it) as process:
+            try:
+                yield terminal, process
+            finally:
+                if process.poll() is None:
+                    process.kill()
+
+
+@pytest.mark.parametrize("end", [b"q", signal.SIGINT, signal.SIGTERM], ids=["q", "SIGINT", "SIGTERM"])
+def test_checklist_watch_on_a_terminal_is_drawn_in_place(fake, end):
+    seen = threading.Event()
+
+    def script(connection):
+        connection.send(snapshot(["wepp"], channels=False))
+        assert seen.wait(10)
+        connection.send(snapshot(channels=True))
+        staying()(connection)
+
+    with watching(fake(script)) as (terminal, process):
+        before = terminal.settings()
+        wait_for(lambda: "[>] wepp  at least" in watched(terminal), "a lock")
+        assert "r: 0 of 1 done, 1 running" in watched(terminal)
+        assert "[ ] channels" in watched(terminal)
+        seen.set()
+        wait_for(lambda: "[✓] channels" in watched(terminal), "a tick")
+        assert "r: 1 of 1 done, 0 running" in watched(terminal)
+        assert "wepp" not in watched(terminal)
+        os.write(terminal.ours, end) if isinstance(end, bytes) else process.send_signal(end)
+        assert process.wait(10) == 0
+        assert terminal.settings() == before
+        drawn = terminal.read()
+    assert drawn.startswith("\x1b[?1049h\x1b[?25l")
+    assert drawn.endswith("\x1b[?25h\x1b[?1049l")
+
+
+def test_checklist_watch_on_a_terminal_says_that_the_connection_is_lost_and_there_again(fake):
+    gone = threading.Event()
+
+    def restarting(connection):
+        connection.send(snapshot(channels=False))
+        assert gone.wait(10)
+        connection.close(1012, "the relay is restarting")
+
+    back = threading.Event()
+
+    def again(connection):
+        assert back.wait(10)
+        staying(snapshot(channels=True))(connection)
+
+    with watching(fake(restarting, again)) as (terminal, process):
+        wait_for(lambda: "connected, last frame" in watched(terminal), "a connection")
+        gone.set()
+        wait_for(lambda: "closed 1012 (the relay is restarting); reconnecting" in terminal.read(), "why")
+        back.set()
+        wait_for(lambda: "[✓] channels" in watched(terminal), "a tick")
+        assert "1012" not in watched(terminal)
+        assert "connected" in watched(terminal)
+        os.write(terminal.ours, b"q")
+        assert process.wait(10) == 0
+
+
+def test_checklist_watch_on_a_terminal_gives_it_back_where_the_relay_refuses(fake):
+    with watching(fake(HTTPStatus.NOT_FOUND)) as (terminal, process):
+        before = terminal.settings()
+        assert process.wait(10) == 1
+        assert terminal.settings() == before
+        drawn = terminal.read()
+    assert "\x1b[?25h\x1b[?1049l" in drawn
+    assert "refused with 404" in drawn.rpartition("\x1b[?1049l")[2]
+
+
+@pytest.mark.parametrize(("args", "env"), [(["--plain"], {}), ([], {"NO_COLOR": "1"}), ([], {"TERM": "dumb"})])
+def test_checklist_watch_is_lines_on_a_terminal_that_asks_for_them(fake, args, env):
+    url = fake(saying(snapshot(["soils"], soils=False), snapshot(soils=True), close=1012), HTTPStatus.NOT_FOUND)
+    with watching(url, *args, streams=("stdin", "stdout"), **env) as (terminal, process):
+        assert process.wait(10) == 1
+        assert terminal.read() == "[ ] soils\r\nsoils locked\r\n[x] soils\r\nsoils unlocked\r\n"
+
+
+def test_checklist_watch_as_json_is_json_on_a_terminal(fake):
+    with watching(fake(saying(snapshot(soils=True)), HTTPStatus.NOT_FOUND), "--json") as (terminal, process):
+        assert process.wait(10) == 1
+        assert json.loads(terminal.read().splitlines()[0]) == json.loads(snapshot(soils=True))

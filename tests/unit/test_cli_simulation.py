@@ -6,7 +6,7 @@ import redis
 
 import client
 from relay.checklist import snapshot
-from relay.cli.simulation import TASKS, Simulation
+from relay.cli.simulation import AGAIN, CLEARWATER, COUGAR, MOSCOW, TASKS, Simulation
 
 
 @pytest.fixture
@@ -111,9 +111,51 @@ def test_speed_divides_the_time_of_the_work(worker):
     assert total(4.0) == pytest.approx(once / 4)
 
 
+def test_a_task_that_fails_says_why_and_leaves_its_step_undone_until_it_is_started_again(worker, fields, heard):
+    looks = []
+
+    def wait(seconds):
+        if seconds == AGAIN:
+            looks.append(snapshot(fields()))
+        return False
+
+    assert worker(wait, fails="build_climate").once()
+    lines = [text for channel, text in heard("DSS_EXPORT_TASK_COMPLETED") if channel == "climate"]
+    [look] = looks
+    assert look["checklist"]["soils"]
+    assert not look["checklist"]["climate"]
+    assert not any(look["lock_statuses"].values())
+    first, last = lines[0].split()[0], lines[-1].split()[0]
+    end = lines.index(f"{first} EXCEPTION build_climate_rq(run1)")
+    assert lines[end - 1].startswith("ERROR build_climate: given up\nTraceback (most recent call last):\n")
+    assert lines[end - 1].splitlines()[-1].startswith("TimeoutError: ")
+    assert not [text for text in lines[: end + 1] if "COMPLETED" in text or "TRIGGER" in text]
+    assert first != last  # another job
+    assert lines[end + 1] == f"{last} STARTED build_climate_rq(run1)"
+    assert lines[-2:] == [
+        f"{last} COMPLETED build_climate_rq(run1)",
+        f"{last} TRIGGER   climate CLIMATE_BUILD_TASK_COMPLETED",
+    ]
+    assert snapshot(fields())["checklist"]["climate"]
+
+
+def test_told_to_end_between_a_failure_and_the_next_start_it_ends(worker, fields):
+    assert not worker(lambda seconds: seconds == AGAIN, fails="build_climate").once()
+    assert not snapshot(fields())["checklist"]["climate"]
+
+
+def test_a_large_site_has_more_to_do_than_a_small_one(worker, heard):
+    for site in (COUGAR, CLEARWATER):
+        worker(site=site).once()
+        lines = [text for _, text in heard("DSS_EXPORT_TASK_COMPLETED")]
+        assert sum(text.startswith("wepp hillslope ") for text in lines) == site.hillslopes
+        assert any(f"ash transport: hillslope {site.hillslopes} of {site.hillslopes}" in text for text in lines)
+
+
+@pytest.mark.parametrize("site", [MOSCOW, COUGAR, CLEARWATER], ids=lambda site: site.station)
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.call)
-def test_lines_are_lines(task):
-    for seconds, line in task.lines(random.Random(0)):
+def test_lines_are_lines(task, site):
+    for seconds, line in task.lines(random.Random(0), site):
         assert seconds > 0
         assert line.strip() == line
         assert line.isprintable()

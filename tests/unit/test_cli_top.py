@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 from relay.cli import top
 from relay.cli.commands import relay
-from relay.cli.top import Look, plain, rates, table
+from relay.cli.screen import plain, span
+from relay.cli.top import Look, rates, table
 from tests.conftest import OURS
 from tests.integration.fronts import Front, saying
 
@@ -152,7 +153,7 @@ def test_sizes(value, said):
     ("value", "said"), [(None, "-"), (5, "0m05s"), (3700, "1h01m"), (90_000, "1d1h")]
 )  # fmt: skip
 def test_spans(value, said):
-    assert top._span(value) == said
+    assert span(value) == said
 
 
 # ---- the command ----
