@@ -81,6 +81,7 @@ const PALETTE = [
  */
 export function ansi(text) {
   if (!INVISIBLE.test(text)) return [{ text, style: {} }];
+  /** @type {import("./relay").Part[]} */
   const parts = [];
   let style = {};
   text.replaceAll("\r\n", "\n").split(SGR).forEach((piece, index) => {
@@ -168,7 +169,7 @@ class Frame {
   ask() {
     if (this.asked) return;
     this.asked = true;
-    const drawing = globalThis.requestAnimationFrame && !globalThis.document?.hidden;
+    const drawing = "requestAnimationFrame" in globalThis && !document.hidden;
     this.request = drawing ? requestAnimationFrame(this.run) : 0;
     // A tab that is hidden after the request draws no frame: the timer is behind it in any case.
     this.timer = setTimeout(this.run, drawing ? 4 * HIDDEN_PAUSE : HIDDEN_PAUSE);
@@ -576,3 +577,376 @@ export class ChecklistStream extends Stream {
     this.#frame.ask();
   }
 }
+
+const STYLE = `
+:host {
+  --ground: var(--relay-ground, #f8faf9); --ink: var(--relay-ink, #17211e); --soft: var(--relay-soft, #5c6b66);
+  --edge: var(--relay-edge, #dfe5e2); --accent: var(--relay-accent, #0e7468); --accent-ink: var(--relay-accent-ink, #fff);
+  --good: var(--relay-good, #14804a); --busy: var(--relay-busy, #96520a); --bad: var(--relay-bad, #c0312b);
+  display: flex; flex-direction: column; position: relative; box-sizing: border-box; overflow: hidden; contain: content;
+  border: 1px solid var(--edge); border-radius: 8px; background: var(--ground); color: var(--ink);
+  font: 14px/1.5 var(--relay-font, system-ui, sans-serif);
+}
+@media (prefers-color-scheme: dark) {
+  :host {
+    --ground: var(--relay-ground, #101615); --ink: var(--relay-ink, #e2eae7); --soft: var(--relay-soft, #97a6a1);
+    --edge: var(--relay-edge, #25302d); --accent: var(--relay-accent, #3cc3ae); --accent-ink: var(--relay-accent-ink, #06231e);
+    --good: var(--relay-good, #52c98a); --busy: var(--relay-busy, #eda84c); --bad: var(--relay-bad, #f27970);
+  }
+}
+:host(relay-log) { block-size: 24em; }
+:host([hidden]), [hidden] { display: none; }
+.note { flex: none; padding: 4px 12px; border-bottom: 1px solid var(--edge); color: var(--busy); font-size: 13px; }
+.note.live { color: var(--good); }
+.note.refused { color: var(--bad); }
+.note.stopped { color: var(--soft); }
+.log { flex: 1; min-height: 0; overflow: auto; padding: 6px 0; overscroll-behavior: contain; font: 12.5px/1.6 var(--relay-mono, ui-monospace, monospace); }
+.line { display: flex; gap: 12px; padding: 0 12px; content-visibility: auto; contain-intrinsic-size: auto 1.6em; }
+.time { flex: none; color: var(--soft); font-variant-numeric: tabular-nums; }
+.text { flex: 1; min-width: 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
+.text.long { max-block-size: 24em; overflow: auto; }
+.started .text { color: var(--accent); }
+.completed .text { color: var(--good); font-weight: 600; }
+.exception .text { color: var(--bad); font-weight: 600; }
+.trigger .text { color: var(--soft); }
+.gap .text { color: var(--busy); font-style: italic; }
+.jump {
+  position: absolute; inset-block-end: 12px; inset-inline: 0; inline-size: max-content; margin-inline: auto; padding: 5px 14px;
+  border: 0; border-radius: 99px; background: var(--accent); color: var(--accent-ink); font: inherit; font-weight: 600; cursor: pointer;
+}
+:focus-visible { outline: 2px solid var(--accent); outline-offset: -2px; }
+.list { margin: 0; padding: 6px 12px; list-style: none; columns: 12em; overflow: auto; }
+.list.stale { opacity: .5; }
+.item { display: flex; gap: 8px; break-inside: avoid; color: var(--soft); }
+.item.done { color: var(--ink); }
+.item.locked { color: var(--busy); }
+.mark { flex: none; inline-size: 1em; color: var(--good); }
+.lock { font-size: 12px; }
+`;
+
+/** @type {CSSStyleSheet | undefined} */
+let sheet;
+
+/** One sheet for all elements of the page; a policy that forbids inline styles lets a constructed one in. */
+function styleSheet() {
+  if (!sheet) {
+    sheet = new CSSStyleSheet();
+    sheet.replaceSync(STYLE);
+  }
+  return sheet;
+}
+
+/**
+ * An element whose class names are its parts too, so that a page may style it.
+ *
+ * @template {keyof HTMLElementTagNameMap} Tag
+ * @param {Tag} tag
+ * @param {string} names
+ * @param {string} [text]
+ */
+function part(tag, names, text = "") {
+  const element = document.createElement(tag);
+  rename(element, names);
+  if (text) element.textContent = text;
+  return element;
+}
+
+/**
+ * @param {HTMLElement} element
+ * @param {string} names
+ */
+function rename(element, names) {
+  element.className = names;
+  element.setAttribute("part", names);
+}
+
+/** @param {number} at */
+function clock(at) {
+  return new Date(at).toTimeString().slice(0, 8);
+}
+
+/**
+ * How a stream is, as a sentence.
+ *
+ * @param {Stream} stream
+ * @param {string} live what to say while all is well
+ */
+function sentence({ state, attempt, closeReason, missing }, live) {
+  switch (state) {
+    case "live":
+      return missing ? `${live}, but some of it may be missing.` : `${live}.`;
+    case "connecting":
+      return attempt ? "Connecting again …" : "Connecting …";
+    case "waiting":
+      return "Not connected; trying again …";
+    case "stale":
+      return "Nothing has come for 30 s; trying again …";
+    case "refused":
+      return `Not connected: ${closeReason}.`;
+    default:
+      return "Stopped.";
+  }
+}
+
+/**
+ * What both elements share: a stream for as long as it is in a document, another one where its attributes change, and a
+ * line that says how it is. The events of the stream come from the element too, all but `lines`.
+ */
+class StreamElement extends (globalThis.HTMLElement ?? Object) {
+  static observedAttributes = ["run", "channel", "url", "token", "limit"];
+
+  /**
+   * Null where it is in no document.
+   *
+   * @type {any}
+   */
+  stream = null;
+
+  #asked = false;
+  /** @type {string | null} */
+  #watched = null;
+  #shown = () => {
+    if (this.stream) this.show();
+  };
+
+  constructor() {
+    super();
+    this.note = part("div", "note");
+    this.note.setAttribute("role", "status");
+    const root = this.attachShadow({ mode: "open" });
+    root.adoptedStyleSheets = [styleSheet()];
+    root.append(this.note);
+  }
+
+  connectedCallback() {
+    document.addEventListener("visibilitychange", this.#shown);
+    this.#ask();
+  }
+
+  disconnectedCallback() {
+    document.removeEventListener("visibilitychange", this.#shown);
+    this.#ask();
+  }
+
+  attributeChangedCallback() {
+    this.#ask();
+  }
+
+  /** Several attributes that are set one after the other, or a move within the document, are one change at most. */
+  #ask() {
+    if (this.#asked) return;
+    this.#asked = true;
+    queueMicrotask(() => {
+      this.#asked = false;
+      this.#follow();
+    });
+  }
+
+  #follow() {
+    const options = Object.fromEntries(StreamElement.observedAttributes.map(name => [name, this.getAttribute(name) ?? ""]));
+    const watched = this.isConnected ? JSON.stringify(options) : null;
+    if (watched === this.#watched) return;
+    this.#watched = watched;
+    const last = this.stream;
+    this.stream = null;
+    last?.stop();
+    this.reset();
+    if (watched === null) return;
+    const stream = (this.stream = this.open(options));
+    for (const type of ["state", "gap", "ready", "trigger", "exception", "snapshot", "lines"]) {
+      stream.addEventListener(type, (/** @type {any} */ { detail }) => {
+        if (stream !== this.stream) return;
+        this.show();
+        if (type !== "lines") this.dispatchEvent(new CustomEvent(type, { detail }));
+      });
+    }
+    stream.start();
+  }
+
+  /** @param {string} text */
+  say(text) {
+    if (this.note.textContent !== text) this.note.textContent = text;
+    rename(this.note, `note ${this.stream.state}`);
+  }
+
+  /**
+   * The stream for these attributes, not started.
+   *
+   * @param {any} _options
+   * @returns {any}
+   */
+  open(_options) {}
+  /** Forget what is shown. */
+  reset() {}
+  /** Bring what is shown up to date. */
+  show() {}
+}
+
+/**
+ * `<relay-log run channel [url] [token] [limit]>`: the log of a channel, which follows its end unless the reader has
+ * scrolled up. Parts: note, log, line (with its kind: started, completed, exception, trigger, gap), time, text, jump.
+ */
+export class RelayLog extends StreamElement {
+  #log = part("div", "log");
+  #jump = part("button", "jump");
+  #newest = 0; // the number of the last line that has a row
+  #unseen = 0;
+  #following = true;
+  #top = 0;
+
+  constructor() {
+    super();
+    this.#log.tabIndex = 0;
+    for (const [name, value] of [["role", "log"], ["aria-live", "polite"], ["aria-label", "Log"]]) this.#log.setAttribute(name, value);
+    this.#log.addEventListener("scroll", () => this.#scrolled(), { passive: true });
+    this.#jump.type = "button";
+    this.#jump.hidden = true;
+    this.#jump.addEventListener("click", () => this.#follow());
+    this.shadowRoot?.append(this.#log, this.#jump);
+  }
+
+  /** @param {any} options */
+  open({ limit, ...options }) {
+    return new StatusStream({ ...options, limit: Number(limit), autostart: false });
+  }
+
+  reset() {
+    this.#log.replaceChildren();
+    this.#newest = 0;
+    this.#follow();
+  }
+
+  /** The rows become those of the stream's lines; while nothing is drawn they wait there, `limit` at most. */
+  show() {
+    if (document.hidden) return;
+    this.say(sentence(this.stream, "Live"));
+    /** @type {import("./relay").Line[]} */
+    const lines = this.stream.lines;
+    const kept = lines.findLastIndex(line => line.n <= this.#newest) + 1;
+    const old = this.#log.childElementCount - kept;
+    if (!old && kept === lines.length) return;
+    const rows = new DocumentFragment();
+    for (const line of lines.slice(kept)) rows.append(row(line));
+    if (old) {
+      const range = new Range();
+      range.setStart(this.#log, 0);
+      range.setEnd(this.#log, old);
+      range.deleteContents();
+    }
+    this.#log.append(rows);
+    this.#newest = lines.at(-1)?.n ?? this.#newest;
+    this.#unseen += lines.length - kept;
+    if (this.#following) this.#follow();
+    else this.#count();
+  }
+
+  #follow() {
+    this.#following = true;
+    this.#unseen = 0;
+    this.#log.scrollTop = this.#log.scrollHeight;
+    this.#count();
+  }
+
+  /** Only the reader scrolls up; what is below the view may also grow while it is laid out. */
+  #scrolled() {
+    const { scrollTop, scrollHeight, clientHeight } = this.#log;
+    if (scrollHeight - scrollTop - clientHeight < 24) this.#follow();
+    else if (scrollTop < this.#top) this.#following = false;
+    this.#top = scrollTop;
+  }
+
+  #count() {
+    this.#jump.hidden = !this.#unseen;
+    this.#jump.textContent = `${this.#unseen} new ${this.#unseen === 1 ? "line" : "lines"}`;
+  }
+}
+
+/** @param {import("./relay").Line} line */
+function row({ at, kind, text }) {
+  const row = part("div", `line ${kind}`);
+  const said = part("span", text.length > 2000 ? "text long" : "text");
+  for (const { text: piece, style } of ansi(text)) said.append(Object.keys(style).length ? coloured(piece, style) : piece);
+  row.append(part("span", "time", clock(at)), said);
+  return row;
+}
+
+/**
+ * @param {string} text
+ * @param {import("./relay").Style} style
+ */
+function coloured(text, { fg, bg, bold, dim, italic, underline }) {
+  const span = part("span", "", text);
+  span.style.color = fg ?? "";
+  span.style.backgroundColor = bg ?? "";
+  span.style.fontWeight = bold ? "bold" : "";
+  span.style.opacity = dim ? "0.7" : "";
+  span.style.fontStyle = italic ? "italic" : "";
+  span.style.textDecoration = underline ? "underline" : "";
+  return span;
+}
+
+const LABELS = {
+  channels: "Channels", outlet: "Outlet", subcatchments: "Subcatchments", sbs_map: "Burn severity", landuse: "Land use",
+  rangeland_cover: "Rangeland cover", soils: "Soils", climate: "Climate", rap_ts: "RAP series", openet_ts: "OpenET series",
+  wepp: "WEPP", rhem: "RHEM", rusle: "RUSLE", geneva: "Geneva", roads: "Roads", observed: "Observed fit",
+  debris: "Debris flow", watar: "Ash transport", omni_scenarios: "Omni scenarios", omni_contrasts: "Omni contrasts",
+  run_path_ce: "Path cost", dss_export: "DSS export",
+};
+
+/**
+ * `<relay-checklist run [url] [token]>`: the steps of a run, what is done and what is locked; paler while it is not live.
+ * Parts: note, list (and stale), item (and done, locked), mark, label, lock.
+ */
+export class RelayChecklist extends StreamElement {
+  #list = part("ul", "list");
+
+  constructor() {
+    super();
+    this.shadowRoot?.append(this.#list);
+  }
+
+  /** @param {any} options */
+  open({ run, url, token }) {
+    return new ChecklistStream({ run, url, token, autostart: false });
+  }
+
+  reset() {
+    this.#list.replaceChildren();
+  }
+
+  show() {
+    if (document.hidden) return;
+    /** @type {ChecklistStream} */
+    const { snapshot, state, lastMessageAt } = this.stream;
+    const current = state === "live" && !this.stream.missing;
+    const age = current || !lastMessageAt ? "" : ` The last state is from ${clock(lastMessageAt)}.`;
+    this.say(sentence(this.stream, "Live") + age);
+    rename(this.#list, current ? "list" : "list stale");
+    if (snapshot) this.#list.replaceChildren(...items(snapshot));
+  }
+}
+
+/**
+ * The items in the order of the work, with those that are not known here behind them, and locks of no item.
+ *
+ * @param {import("./relay").Snapshot} snapshot
+ */
+function items({ checklist = {}, lock_statuses: locks = {} }) {
+  const locked = new Set(Object.keys(locks).filter(name => locks[name]).map(name => name.replace(/\.nodb$/, "")));
+  const known = Object.keys(LABELS).filter(name => name in checklist);
+  const names = new Set([...known, ...Object.keys(checklist), ...locked]);
+  return [...names].map(name => {
+    const done = checklist[name] === true;
+    const item = part("li", `item${done ? " done" : ""}${locked.has(name) ? " locked" : ""}`);
+    item.dataset.name = name;
+    const mark = part("span", "mark", done ? "✓" : "·");
+    mark.setAttribute("role", "img");
+    mark.setAttribute("aria-label", done ? "done" : "not done");
+    item.append(mark, part("span", "label", LABELS[/** @type {"wepp"} */ (name)] ?? name));
+    if (locked.has(name)) item.append(part("span", "lock", "locked"));
+    return item;
+  });
+}
+
+globalThis.customElements?.define("relay-log", RelayLog);
+globalThis.customElements?.define("relay-checklist", RelayChecklist);
