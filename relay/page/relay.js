@@ -127,7 +127,7 @@ function styled(style, parameters) {
     else if (code >= 90 && code <= 97) next.fg = indexed(code - 82);
     else if (code >= 100 && code <= 107) next.bg = indexed(code - 92);
   }
-  return next;
+  return Object.fromEntries(Object.entries(next).filter(([, value]) => value));
 }
 
 /**
@@ -147,6 +147,7 @@ function extended(codes) {
  * @param {number} index
  */
 function indexed(index) {
+  if (!(index <= 255)) return undefined;
   if (index < 16) return `var(--relay-ansi-${index}, ${PALETTE[index]})`;
   if (index >= 232) return rgb([0, 0, 0].map(() => 8 + 10 * (index - 232)));
   const level = (/** @type {number} */ step) => (step ? 55 + 40 * step : 0);
