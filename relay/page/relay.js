@@ -21,6 +21,7 @@ const DELAYS = { first: 1_000, most: 15_000 }; // ms between tries: random below
 const SLOW_DELAYS = { first: 15_000, most: 300_000 }; // where the relay has refused: 1008
 const LONGEST_LINE = 20_000; // characters kept of one line; a megabyte in one text node stops a tab
 const HIDDEN_PAUSE = 250; // ms between two looks at what has come while nothing is drawn
+const BLOCK = 100; // rows of an element that are laid out together
 const NAMES = { run: /^(?!__|\.+$)[A-Za-z0-9_.;-]{1,200}$/, channel: /^[A-Za-z0-9_.-]{1,200}$/ };
 const PORTS = { status: 9002, preflight: 9001 };
 
@@ -602,7 +603,9 @@ const STYLE = `
 .note.refused { color: var(--bad); }
 .note.stopped { color: var(--soft); }
 .log { flex: 1; min-height: 0; overflow: auto; padding: 6px 0; overscroll-behavior: contain; font: 12.5px/1.6 var(--relay-mono, ui-monospace, monospace); }
-.line { display: flex; gap: 12px; padding: 0 12px; content-visibility: auto; contain-intrinsic-size: auto 1.6em; }
+.block { contain: content; content-visibility: auto; contain-intrinsic-size: auto ${BLOCK * 1.6}em; }
+.block:last-child { content-visibility: visible; }
+.line { display: flex; gap: 12px; padding: 0 12px; }
 .time { flex: none; color: var(--soft); font-variant-numeric: tabular-nums; }
 .text { flex: 1; min-width: 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
 .text.long { max-block-size: 24em; overflow: auto; }
@@ -824,21 +827,38 @@ export class RelayLog extends StreamElement {
     /** @type {import("./relay").Line[]} */
     const lines = this.stream.lines;
     const kept = lines.findLastIndex(line => line.n <= this.#newest) + 1;
-    const old = this.#log.childElementCount - kept;
+    const rows = this.#log.getElementsByClassName("line");
+    const old = rows.length - kept;
     if (!old && kept === lines.length) return;
-    const rows = new DocumentFragment();
-    for (const line of lines.slice(kept)) rows.append(row(line));
-    if (old) {
-      const range = new Range();
-      range.setStart(this.#log, 0);
-      range.setEnd(this.#log, old);
-      range.deleteContents();
-    }
-    this.#log.append(rows);
+    if (!kept) this.#log.replaceChildren();
+    else if (old) this.#cut(rows[old]);
+    this.#append(lines.slice(kept));
     this.#newest = lines.at(-1)?.n ?? this.#newest;
     this.#unseen += lines.length - kept;
     if (this.#following) this.#follow();
     else this.#count();
+  }
+
+  /** Let go of all rows before this one, at once. */
+  #cut(/** @type {Element} */ first) {
+    const range = new Range();
+    range.setStart(this.#log, 0);
+    range.setEndBefore(first);
+    range.deleteContents();
+  }
+
+  /**
+   * Rows stand in blocks: with 3000 of them side by side a frame with one new line takes Chromium 60 ms, so 4, and what
+   * is out of view is not laid out at all.
+   */
+  #append(/** @type {import("./relay").Line[]} */ lines) {
+    const blocks = new DocumentFragment();
+    let block = this.#log.lastElementChild;
+    for (const line of lines) {
+      if (!block || block.childElementCount >= BLOCK) blocks.append((block = part("div", "block")));
+      block.append(row(line));
+    }
+    this.#log.append(blocks);
   }
 
   #follow() {
