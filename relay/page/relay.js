@@ -160,30 +160,50 @@ function rgb(levels) {
   return levels.length === 3 && levels.every(level => level >= 0 && level <= 255) ? `rgb(${levels.join(" ")})` : undefined;
 }
 
-/** Calls once per animation frame at most, however often it is asked; by a timer while the page draws none. */
+/**
+ * Calls once per animation frame at most, however often it is asked; by a timer while the page draws none.
+ *
+ * After each frame it rests for as long as that took to draw: a page that only draws takes nothing from its websocket,
+ * which the relay closes then as too slow (1013).
+ */
 class Frame {
+  #asked = false;
+  #resting = false;
+  #request = 0;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #timer;
+
   /** @param {() => void} callback */
   constructor(callback) {
     this.callback = callback;
-    this.asked = false;
-    this.run = this.run.bind(this);
   }
+
   ask() {
-    if (this.asked) return;
-    this.asked = true;
+    if (this.#asked) return;
+    this.#asked = true;
+    if (!this.#resting) this.#schedule();
+  }
+
+  #schedule() {
     const drawing = "requestAnimationFrame" in globalThis && !document.hidden;
-    this.request = drawing ? requestAnimationFrame(this.run) : 0;
+    if (drawing) this.#request = requestAnimationFrame(() => this.#run());
     // A tab that is hidden after the request draws no frame: the timer is behind it in any case.
-    this.timer = setTimeout(this.run, drawing ? 4 * HIDDEN_PAUSE : HIDDEN_PAUSE);
+    this.#timer = setTimeout(() => this.#run(), drawing ? 4 * HIDDEN_PAUSE : HIDDEN_PAUSE);
   }
-  cancel() {
-    if (this.request) cancelAnimationFrame(this.request);
-    clearTimeout(this.timer);
-    this.asked = false;
-  }
-  run() {
-    this.cancel();
+
+  #run() {
+    if (this.#request) cancelAnimationFrame(this.#request);
+    clearTimeout(this.#timer);
+    this.#asked = false;
+    this.#resting = true;
+    const began = performance.now();
     this.callback();
+    setTimeout(() => setTimeout(() => this.#rested(), performance.now() - began)); // a timer comes after the drawing
+  }
+
+  #rested() {
+    this.#resting = false;
+    if (this.#asked) this.#schedule();
   }
 }
 

@@ -26,7 +26,8 @@ FRAMES = """
     let last = performance.now();
     const next = now => { frame++; longest = Math.max(longest, now - last); last = now; requestAnimationFrame(next); };
     requestAnimationFrame(next);
-    new MutationObserver(() => drawn.push(frame)).observe(element().shadowRoot.querySelector(".log"), { childList: true, subtree: true });
+    const log = element().shadowRoot.querySelector(".log");
+    new MutationObserver(() => drawn.push(frame)).observe(log, { childList: true, subtree: true });
     null
 """
 
@@ -95,7 +96,10 @@ async def test_two_tags_show_a_log(embedded, publish):
     await expect(page.page.get_by_role("status")).to_have_text("Live.")
     parts = await page.evaluate("[...element().shadowRoot.querySelectorAll('.line')].map(row => row.part.value)")
     assert parts == ["line line", "line line", "line exception", "line line"]
-    assert await page.rows.last.locator(".text span").evaluate("span => getComputedStyle(span).color") == "rgb(201, 60, 55)"
+    assert (
+        await page.rows.last.locator(".text span").evaluate("span => getComputedStyle(span).color")
+        == "rgb(201, 60, 55)"
+    )
     assert page.tab.complaints == []
 
 
@@ -159,8 +163,9 @@ async def test_ten_thousand_lines_do_not_freeze_the_tab(embedded, publish, recor
     await page.evaluate(FRAMES)
     began = time.monotonic()
     for first in range(0, 10_000, 500):
-        publish(*[f"hillslope {number}: \x1b[32msoil loss\x1b[0m {number / 7:.3f} t/ha" for number in range(first, first + 500)])
-        await asyncio.sleep(0.05)  # two seconds in all, as a model that writes fast
+        numbers = range(first, first + 500)
+        publish(*[f"hillslope {number}: \x1b[32msoil loss\x1b[0m {number / 7:.3f} t/ha" for number in numbers])
+        await asyncio.sleep(0.1)  # two seconds of a model that writes fast
     await page.last_row("hillslope 9999: soil loss 1428.429 t/ha", 20)
     took, longest = time.monotonic() - began, await page.evaluate("longest")
     record_property("longest_frame_ms", round(longest))
@@ -208,21 +213,13 @@ async def test_a_hidden_tab_draws_nothing_until_it_is_shown(embedded, publish):
 # --- attributes and life -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("run", "said"),
-    [
-        (None, "Not connected: no run is named."),
-        ("", "Not connected: no run is named."),
-        ("../../evil?x=1#y", "Not connected: no run has such a name."),
-        ("a/b:c", "Not connected: no run has such a name."),
-    ],
-)
 @pytest.mark.parametrize("tag", ["relay-log", "relay-checklist"])
-async def test_without_a_run_it_says_so_and_connects_nowhere(embedded, tag, run, said):
+async def test_without_a_run_it_says_so_and_connects_nowhere(embedded, tag):
     page = await embedded(f"<{tag} channel=wepp></{tag}>", live=False)
-    if run is not None:
+    await expect(page.note).to_have_text("Not connected: no run is named.")
+    for run in ("../../evil?x=1#y", "a/b:c", '" onload="globalThis.harmed = 1'):
         await page.evaluate("run => element().setAttribute('run', run)", run)
-    await expect(page.note).to_have_text(said)
+        await expect(page.note).to_have_text("Not connected: no run has such a name.")
     assert page.tab.all_sockets == []
     await page.evaluate("element().setAttribute('run', 'some-run')")
     await expect(page.note).to_have_text("Live.")
@@ -233,7 +230,9 @@ async def test_another_run_is_another_stream(embedded, publish):
     page = await embedded(LOG)
     publish("of the first")
     await page.last_row("of the first")
-    await page.evaluate("for (const [name, value] of [['run', 'batch;;a'], ['channel', 'soils']]) element().setAttribute(name, value)")
+    await page.evaluate(
+        "for (const [name, value] of [['run', 'batch;;a'], ['channel', 'soils']]) element().setAttribute(name, value)"
+    )
     await page.sockets([False, True])
     await expect(page.rows).to_have_count(0)
     await expect(page.note).to_have_text("Live.")
@@ -248,7 +247,9 @@ async def test_another_run_is_another_stream(embedded, publish):
 
 async def test_removal_closes_and_a_move_does_not(embedded, publish):
     page = await embedded(LOG)
-    await page.evaluate("document.body.append(document.createElement('main')); document.querySelector('main').append(element())")
+    await page.evaluate(
+        "document.body.append(document.createElement('main')); document.querySelector('main').append(element())"
+    )
     publish("moved")
     await page.last_row("moved")
     await page.sockets([True])
@@ -284,7 +285,9 @@ async def test_the_checklist_shows_what_is_done_and_locked(embedded, redis_url):
     await expect(items.first).to_contain_text("Channels")
     assert await page.page.locator(".done, .locked").count() == 0
     with redis.Redis.from_url(redis_url) as worker:
-        worker.hset("some-run", mapping={"timestamps:build_channels": 10, "locked:climate.nodb": "true", "locked:<b>": "true"})
+        worker.hset(
+            "some-run", mapping={"timestamps:build_channels": 10, "locked:climate.nodb": "true", "locked:<b>": "true"}
+        )
     await expect(page.page.locator(".done")).to_have_text(["✓Channels"])
     await expect(page.page.locator(".locked")).to_have_text(["·Climatelocked", "·<b>locked"])
     await expect(page.page.get_by_role("img", name="done", exact=True)).to_have_count(1)
@@ -313,7 +316,10 @@ async def test_the_checklist_is_marked_while_it_is_not_live(embedded, relay, red
 async def test_it_keeps_its_style_under_the_policy_of_the_relays_page(new_tab, standing):
     """A policy without 'unsafe-inline': constructed style sheets are let in, style attributes would not be."""
     tab = await new_tab()
-    await tab.page.add_init_script("globalThis.broken = []; addEventListener('securitypolicyviolation', event => broken.push(event.violatedDirective));")
+    await tab.page.add_init_script(
+        """globalThis.broken = [];
+        addEventListener("securitypolicyviolation", event => broken.push(event.violatedDirective));"""
+    )
     answer = await tab.page.goto(f"http://127.0.0.1:{standing.ports['status']}/run/some-run")
     assert "unsafe-inline" not in answer.headers["content-security-policy"]
     await tab.page.evaluate(

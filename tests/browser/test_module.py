@@ -19,7 +19,8 @@ NOTE = """
         return globalThis.stream = stream;
     };
     globalThis.states = () => events.filter(event => event.type === "state").map(event => event.state).join();
-    globalThis.log = (options = {}) => { note(new relay.StatusStream({ run: "some-run", channel: "wepp", ...options })); };
+    globalThis.names = { run: "some-run", channel: "wepp" };
+    globalThis.log = (options = {}) => { note(new relay.StatusStream({ ...names, ...options })); };
     globalThis.hide = hidden => {
         Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
         document.dispatchEvent(new Event("visibilitychange"));
@@ -39,6 +40,7 @@ FAKE = """
         end(code, reason = "") { this.onclose({ code, reason }); }
     };
     globalThis.options = { url: "ws://relay", WebSocket: Fake };
+    globalThis.live = (more = {}) => { log({ ...options, ...more }); queueMicrotask(() => last().open()); };
     globalThis.say = (...texts) => texts.forEach(data => last().say({ type: "status", data }));
 """
 
@@ -56,7 +58,9 @@ class Script:
         try:
             await self.tab.page.wait_for_function(condition, timeout=seconds * 1000, polling=20)
         except Exception as error:
-            raise AssertionError(f"not {condition}: {await self.evaluate('JSON.stringify(events)')} {self.tab.complaints}") from error
+            raise AssertionError(
+                f"not {condition}: {await self.evaluate('JSON.stringify(events)')} {self.tab.complaints}"
+            ) from error
 
     async def noted(self, *types):
         """The events of these types, in order."""
@@ -164,7 +168,9 @@ async def test_lines_come_in_order_and_jobs_are_told(script, standing, redis_url
     assert publish(redis_url, *lines) == 1
     await page.until("stream.lines.length === 4")
     seen = await page.evaluate("stream.lines.map(({ n, text, kind }) => [n, text, kind])")
-    assert seen == [list(each) for each in zip((1, 2, 3, 4), lines, ("line", "line", "exception", "trigger"), strict=True)]
+    assert seen == [
+        list(each) for each in zip((1, 2, 3, 4), lines, ("line", "line", "exception", "trigger"), strict=True)
+    ]
     exception, trigger = await page.noted("exception", "trigger")
     assert exception["job"] == "7f"
     assert exception["text"] == "f(x)"
@@ -201,7 +207,9 @@ async def test_it_is_live_again_after_a_restart_of_the_relay(script, relay, redi
     publish(redis_url, "before")
     await page.until("stream.lines.length === 1")
     assert await asyncio.to_thread(first.stop) == 0
-    await page.until("events.some(event => event.state === 'waiting' && event.code === 1012 && event.retryAt > Date.now() - 1000)")
+    await page.until(
+        "events.some(event => event.state === 'waiting' && event.code === 1012 && event.retryAt > Date.now() - 1000)"
+    )
     assert await page.evaluate("stream.missing")
     second = relay(
         env={f"{name.upper()}_LISTEN_ADDR": f"127.0.0.1:{port}" for name, port in first.ports.items()}, wait=None
@@ -240,8 +248,14 @@ async def test_a_permission_that_has_expired_is_a_refusal(script, relay, redis_u
     await page.evaluate("token => log({ token })", Keys(SECRET).sign(["some-run"], ["*"], 3))
     await page.until("stream.state === 'live'")
     await page.until("stream.state === 'refused'")
-    assert await page.evaluate("[stream.closeCode, stream.closeReason, stream.retryAt]") == [1008, "permission expired", 0]
-    await page.evaluate("token => { stream.token = token; stream.reconnect(); }", Keys(SECRET).sign(["some-run"], ["*"], 60))
+    assert await page.evaluate("[stream.closeCode, stream.closeReason, stream.retryAt]") == [
+        1008,
+        "permission expired",
+        0,
+    ]
+    await page.evaluate(
+        "token => { stream.token = token; stream.reconnect(); }", Keys(SECRET).sign(["some-run"], ["*"], 60)
+    )
     await page.until("stream.state === 'live' && !stream.missing")
     assert publish(redis_url, "with a new token") == 1
 
@@ -250,14 +264,19 @@ async def test_a_permission_that_has_expired_is_a_refusal(script, relay, redis_u
 
 
 async def test_silence_of_30_seconds_is_the_end_of_a_connection(still):
-    await still.evaluate("log(options); Promise.resolve().then(() => last().open())")
+    await still.evaluate("live()")
     await still.later(29_000)
     await still.evaluate("last().say({ type: 'ping' })")
     assert await still.evaluate("last().sent") == ['{"type":"pong"}']
     await still.later(29_900)
     assert await still.evaluate("states()") == "live"
     await still.later(200)
-    assert await still.evaluate("[states(), last().closed, stream.missing, stream.gaps]") == ["live,stale", True, True, 1]
+    assert await still.evaluate("[states(), last().closed, stream.missing, stream.gaps]") == [
+        "live,stale",
+        True,
+        True,
+        1,
+    ]
     await still.later(1000)
     assert await still.evaluate("[states(), sockets.length]") == ["live,stale,connecting", 2]
     await still.evaluate("last().open()")
@@ -269,7 +288,11 @@ async def test_silence_of_30_seconds_is_the_end_of_a_connection(still):
 async def test_an_answer_that_does_not_come_is_not_awaited_for_ever(still):
     await still.evaluate("log(options)")
     await still.later(30_100)
-    assert await still.evaluate("[stream.state, stream.closeReason, stream.gaps]") == ["waiting", "no answer for 30 s", 0]
+    assert await still.evaluate("[stream.state, stream.closeReason, stream.gaps]") == [
+        "waiting",
+        "no answer for 30 s",
+        0,
+    ]
 
 
 async def waits(page, code, times, reason=""):
@@ -311,7 +334,7 @@ async def test_a_restart_is_waited_for_once_and_a_refusal_long(still):
     ("code", "reason"), [(1002, ""), (1007, "no UTF-8"), (1009, "too big"), (1008, "permission expired")]
 )
 async def test_what_coming_back_does_not_mend_is_refused(still, code, reason):
-    await still.evaluate("log(options); Promise.resolve().then(() => last().open())")
+    await still.evaluate("live()")
     await still.evaluate("([code, reason]) => last().end(code, reason)", [code, reason])
     await still.later(600_000)
     assert await still.evaluate("[stream.state, stream.closeCode, stream.closeReason]") == ["refused", code, reason]
@@ -394,7 +417,7 @@ async def test_names_are_encoded_and_the_token_goes_along(still):
 
 
 async def test_lines_are_told_once_a_frame_and_bounded(still):
-    await still.evaluate("log({ ...options, limit: 3 }); Promise.resolve().then(() => last().open())")
+    await still.evaluate("live({ limit: 3 })")
     await still.evaluate("say('1', '2')")
     assert await still.evaluate("[stream.lines.length, events.length]") == [0, 1]
     await still.later(20)
@@ -412,7 +435,7 @@ async def test_lines_are_told_once_a_frame_and_bounded(still):
 
 
 async def test_a_hidden_tab_keeps_what_came_and_hears_triggers_at_once(still):
-    await still.evaluate("log({ ...options, limit: 2 }); Promise.resolve().then(() => last().open())")
+    await still.evaluate("live({ limit: 2 })")
     await still.evaluate(
         """{
             const draw = requestAnimationFrame;
@@ -429,7 +452,7 @@ async def test_a_hidden_tab_keeps_what_came_and_hears_triggers_at_once(still):
 
 
 async def test_a_line_of_a_megabyte_is_cut(still):
-    await still.evaluate("log(options); Promise.resolve().then(() => last().open())")
+    await still.evaluate("live()")
     await still.evaluate("say('x'.repeat(1_000_000), 'y'.repeat(20_000), 'z'.repeat(20_001))")
     await still.later(20)
     lengths = await still.evaluate("stream.lines.map(line => [line.text.length, line.text.slice(19_999)])")
@@ -437,8 +460,10 @@ async def test_a_line_of_a_megabyte_is_cut(still):
 
 
 async def test_what_is_no_frame_is_ignored(still):
-    await still.evaluate("log(options); Promise.resolve().then(() => last().open())")
-    await still.evaluate("['', 'null', '[]', '1', '{', '{\"type\":1}', '{\"type\":\"hangup\"}'].forEach(data => last().onmessage({ data }))")
+    await still.evaluate("live()")
+    await still.evaluate(
+        """["", "null", "[]", "{", '{"type":1}', '{"type":"hangup"}'].forEach(data => last().onmessage({ data }))"""
+    )
     await still.evaluate("last().onmessage({ data: new Blob(['x']) })")
     await still.evaluate("last().say({ type: 'status', data: null }), last().say({ type: 'status', data: { a: 1 } })")
     await still.later(20)
@@ -448,7 +473,11 @@ async def test_what_is_no_frame_is_ignored(still):
 
 
 async def test_only_the_newest_snapshot_is_told(still):
-    await still.evaluate("note(new relay.ChecklistStream({ run: 'some-run', ...options })); Promise.resolve().then(() => last().open())")
-    await still.evaluate("for (let n = 0; n < 5; n++) last().say({ type: 'preflight', checklist: {}, lock_statuses: {}, last_modified: n })")
+    await still.evaluate(
+        "note(new relay.ChecklistStream({ ...names, ...options })); queueMicrotask(() => last().open())"
+    )
+    await still.evaluate(
+        "for (let n = 0; n < 5; n++) last().say({ type: 'preflight', checklist: {}, last_modified: n })"
+    )
     await still.later(20)
     assert [event["last_modified"] for event in await still.noted("snapshot")] == [4]
