@@ -312,7 +312,7 @@ async def waits(page, code, times, reason=""):
 async def test_the_wait_doubles_and_begins_anew_once_a_connection_has_lasted(still):
     await still.evaluate("log(options)")
     assert await waits(still, 1006, 6) == [1, 2, 4, 8, 15, 15]
-    await still.evaluate("last().open()")
+    await still.evaluate("last().open(), last().say({ type: 'ready' })")
     assert await waits(still, 1006, 1) == [15]  # it did not last
     await still.evaluate("last().open()")
     await still.later(10_000)
@@ -367,6 +367,27 @@ async def test_the_network_or_the_reader_comes_back(still, event):
     assert await still.evaluate("[stream.state, sockets.length]") == ["stopped", 6]
 
 
+async def test_it_leaves_nothing_behind_in_the_page(still):
+    await still.evaluate(
+        """globalThis.listening = 0;
+        for (const target of [globalThis, document])
+            for (const [method, step] of [["addEventListener", 1], ["removeEventListener", -1]])
+                target[method] = function (...args) {
+                    if (["online", "visibilitychange"].includes(args[0])) listening += step;
+                    return EventTarget.prototype[method].apply(target, args);
+                };
+        live(); null"""
+    )
+    assert await still.evaluate("listening") == 2
+    await still.evaluate("stream.stop()")
+    listening = await still.evaluate("listening")
+    await still.evaluate(
+        """for (const target of [globalThis, document])
+            for (const method of ["addEventListener", "removeEventListener"]) delete target[method]"""
+    )
+    assert listening == 0
+
+
 async def test_it_stops_and_starts_as_often_as_it_is_told(still):
     await still.evaluate("log({ ...options, autostart: false })")
     await still.later(1000)
@@ -378,6 +399,11 @@ async def test_it_stops_and_starts_as_often_as_it_is_told(still):
     await still.evaluate("stream.stop(), stream.stop()")
     await still.later(60_000)
     assert await still.evaluate("[states(), sockets.length, last().closed]") == ["connecting,live,stopped", 1, True]
+    await still.evaluate(
+        "last().onmessage?.({ data: '{\"type\":\"gap\"}' }), last().onclose?.({ code: 1005, reason: '' })"
+    )
+    await still.later(60_000)
+    assert await still.evaluate("[states(), stream.gaps]") == ["connecting,live,stopped", 0]
     await still.evaluate("stream.start(), stream.stop()")  # before it came to connect
     await still.later(1000)
     assert await still.evaluate("[stream.state, sockets.length]") == ["stopped", 1]
