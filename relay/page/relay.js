@@ -619,7 +619,7 @@ const STYLE = `
 :host(relay-log) { block-size: 24em; }
 :host([hidden]), [hidden] { display: none; }
 .note { flex: none; padding: 4px 12px; border-bottom: 1px solid var(--edge); color: var(--busy); font-size: 13px; }
-.note.live { color: var(--good); }
+.note.live:not(.missing) { color: var(--good); }
 .note.refused { color: var(--bad); }
 .note.stopped { color: var(--soft); }
 .log { flex: 1; min-height: 0; overflow: auto; padding: 6px 0; overscroll-behavior: contain; font: 12.5px/1.6 var(--relay-mono, ui-monospace, monospace); }
@@ -693,12 +693,12 @@ function clock(at) {
  * How a stream is, as a sentence.
  *
  * @param {Stream} stream
- * @param {string} live what to say while all is well
+ * @param {string} doubt what to say of it where messages may be missing
  */
-function sentence({ state, attempt, closeReason, missing }, live) {
+function sentence({ state, attempt, closeReason, missing }, doubt) {
   switch (state) {
     case "live":
-      return missing ? `${live}, but some of it may be missing.` : `${live}.`;
+      return missing ? `Live, but ${doubt}.` : "Live.";
     case "connecting":
       return attempt ? "Connecting again …" : "Connecting …";
     case "waiting":
@@ -790,7 +790,7 @@ class StreamElement extends (globalThis.HTMLElement ?? Object) {
   /** @param {string} text */
   say(text) {
     if (this.note.textContent !== text) this.note.textContent = text;
-    rename(this.note, `note ${this.stream.state}`);
+    rename(this.note, `note ${this.stream.state}${this.stream.missing ? " missing" : ""}`);
   }
 
   /**
@@ -843,7 +843,7 @@ export class RelayLog extends StreamElement {
   /** The rows become those of the stream's lines; while nothing is drawn they wait there, `limit` at most. */
   show() {
     if (document.hidden) return;
-    this.say(sentence(this.stream, "Live"));
+    this.say(sentence(this.stream, "lines may be missing"));
     /** @type {import("./relay").Line[]} */
     const lines = this.stream.lines;
     const kept = lines.findLastIndex(line => line.n <= this.#newest) + 1;
@@ -961,7 +961,7 @@ export class RelayChecklist extends StreamElement {
     const { snapshot, state, lastMessageAt } = this.stream;
     const current = state === "live" && !this.stream.missing;
     const age = current || !lastMessageAt ? "" : ` The last state is from ${clock(lastMessageAt)}.`;
-    this.say(sentence(this.stream, "Live") + age);
+    this.say(sentence(this.stream, "it may be out of date") + age);
     rename(this.#list, current ? "list" : "list stale");
     if (snapshot) this.#list.replaceChildren(...items(snapshot));
   }
