@@ -10,6 +10,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import async_playwright
 
+from tests.conftest import Relay
+
 FIXTURES = Path(__file__).parent / "fixtures"
 TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
 CHROMIUM_OPTIONS = [
@@ -29,6 +31,7 @@ class Front:
 
     def __init__(self, ports):
         self.ports = ports
+        self.pages = {}  # path -> HTML, beside the files
         self.tasks = set()
 
     async def __aenter__(self):
@@ -61,8 +64,9 @@ class Front:
 
     async def file(self, path, writer):
         file = FIXTURES / ("run.html" if path.startswith("/weppcloud/runs/") else Path(path).name)
+        body = self.pages[path].encode() if path in self.pages else file.read_bytes()
         answer = f"HTTP/1.1 200 OK\r\nContent-Type: {TYPES[file.suffix]}\r\nConnection: close\r\n\r\n"
-        writer.write(answer.encode() + file.read_bytes())
+        writer.write(answer.encode() + body)
         await writer.drain()
 
     async def tunnel(self, head, reader, writer, port):
@@ -170,3 +174,46 @@ async def new_tab(chromium):
             return Tab(await context.new_page())
 
         yield new
+
+
+@pytest.fixture(scope="module")
+def standing(_shared_redis, tmp_path_factory):
+    """One relay with both services for all tests of a module that ask nothing special of it."""
+    with Relay([], {"REDIS_URL": _shared_redis.url}, tmp_path_factory.mktemp("relay")) as process:
+        yield process
+
+
+# A page of somebody else, which has the module from the relay.
+EMBEDDING = """<!doctype html><html data-status-port="{status}" data-preflight-port="{preflight}"><meta charset="utf-8">
+<link rel="icon" href="data:,"><script type="module">import * as module from "http://127.0.0.1:{status}/relay.js";
+globalThis.relay = module;</script>{body}"""
+
+
+async def go_to_embedding(tab, site, body=""):
+    site.pages["/embedding.html"] = EMBEDDING.format(**site.ports, body=body)
+    await tab.page.goto(f"http://{site.host}/embedding.html")
+    await tab.page.wait_for_function("globalThis.relay")
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def embed(front, new_tab):
+    """Opens a page that embeds the module: `await embed(relay, '<relay-log ...>', 'a script')` -> Tab."""
+
+    async def open_page(relay, body="", script="null"):
+        tab = await new_tab()
+        await tab.page.add_init_script(script)
+        await go_to_embedding(tab, await front(relay), body)
+        return tab
+
+    return open_page
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def still_tab(chromium, standing):
+    """A page for all tests of a module that embeds the module of a relay, and whose time stands still."""
+    async with Front(standing.ports) as site, await chromium.new_context() as context:
+        tab = Tab(await context.new_page())
+        await tab.page.clock.install(time=0)
+        await go_to_embedding(tab, site)
+        await tab.page.clock.pause_at(3_600_000)
+        yield tab
