@@ -1,9 +1,10 @@
-"use strict";
+import { ChecklistStream, StatusStream, ansi } from "{{relay_js}}";
 
 const CHANNELS = [
   "channel_delineation", "outlet", "subcatchment_delineation", "watershed", "sbs_upload", "landuse", "rangeland_cover",
   "soils", "climate", "rap_ts", "treatments", "wepp", "rhem", "observed", "debris_flow", "ash", "omni", "dss_export", "command",
 ];
+const OTHER_CHANNELS = ["archive", "batch", "diagnostics", "fork", "roads"];  // offered where a channel is added
 const GROUPS = [
   ["Watershed", [["channels", "Channels"], ["outlet", "Outlet"], ["subcatchments", "Subcatchments"]]],
   ["Inputs", [
@@ -21,145 +22,518 @@ const LOCKED = {
   watershed: ["channels", "outlet", "subcatchments"], disturbed: ["sbs_map"], ash: ["watar"], debris_flow: ["debris"],
   omni: ["omni_scenarios", "omni_contrasts"], path_ce: ["run_path_ce"],
 };
-const MOST_LINES = 3000;
-const SILENCE = 35000;  // ms; the relay pings every 10 s, so after three missed ones the connection is dead
+// What an item must be newer than (relay/checklist.py): where one of these is done anew, its tick falls.
+const INPUTS = ["landuse", "soils", "climate"];
+const NEWER_THAN = {
+  outlet: ["channels"], subcatchments: ["channels"], landuse: ["subcatchments"], soils: ["subcatchments", "landuse", "rangeland_cover"],
+  climate: ["subcatchments"], rap_ts: ["climate"], openet_ts: ["climate"], wepp: INPUTS, observed: [...INPUTS, "wepp"],
+  debris: [...INPUTS, "wepp"], watar: [...INPUTS, "wepp"], omni_scenarios: ["wepp"], omni_contrasts: ["omni_scenarios", "wepp"],
+  dss_export: ["watar", "wepp"], run_path_ce: ["wepp"], roads: ["wepp"], rusle: ["climate", "wepp"], geneva: [...INPUTS, "sbs_map"],
+};
+// A tick of the first can only be where the others have a time too; without a tick of their own that time is too old.
+const PROVES = {
+  outlet: ["channels"], subcatchments: ["channels"], landuse: ["subcatchments"], soils: ["subcatchments"], climate: ["subcatchments"],
+  rap_ts: ["climate"], openet_ts: ["climate"], rusle: ["climate"], wepp: INPUTS, geneva: INPUTS, run_path_ce: ["wepp"], roads: ["wepp"],
+  observed: [...INPUTS, "wepp"], debris: [...INPUTS, "wepp"], watar: [...INPUTS, "wepp"],
+};
+const KEPT = 3000, KEPT_SIZE = 4e6;  // lines and characters of a channel: a 30-minute tab must not grow
+const ROWS = 3000;  // drawn; what is older is in the download
+const DRAWING = 10;  // ms of a frame for new rows; the rest of them come with the next ones
+const SHOWN = 4000;  // characters of a line; a tab stops over longer ones
 const APART = 25;  // ms between the first handshakes: Chromium holds one back for seconds while a dozen others wait
-const RETRY_BASE = 500, RETRY_MAX = 15000;  // ms
-
-// Where the relay asks for a token it is given to the page, as ?token=, and goes along with each websocket.
-const GIVEN = new URLSearchParams(location.search).get("token");
-const TOKEN = GIVEN ? `?token=${encodeURIComponent(GIVEN)}` : "";
+const TOGETHER = 20000;  // ms within which holes of several channels are one: they come back up to 15 s apart
+const TRACE = { lines: 60, silence: 10000, kept: 20 };  // what belongs to an exception: so many lines, until so many ms without
+const SPANS = 200;  // of the timeline
 
 const $ = id => document.getElementById(id);
+const WIDE = matchMedia("(min-width: 761px)");
 
-/** A websocket that comes back: full jitter, so that a thousand pages do not return in step after a deploy. */
-class Link {
-  constructor(port, path, delay, onFrame, onState) {
-    this.url = `${location.protocol === "https:" ? "wss:" : "ws:"}//${location.hostname}:${port}/${path}${TOKEN}`;
-    this.onFrame = onFrame;
-    this.onState = onState;
-    this.attempt = 0;
-    this.state = "connecting";
-    this.timer = setTimeout(() => this.open(), delay);
-  }
-  open() {
-    clearTimeout(this.timer);
-    this.set("connecting");
-    const socket = this.socket = new WebSocket(this.url);
-    socket.onopen = () => { this.set("live"); this.listen(); };
-    socket.onmessage = event => { this.listen(); this.attempt = 0; this.take(event.data); };
-    socket.onclose = () => this.lost(socket);
-  }
-  listen() {
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.lost(this.socket), SILENCE);
-  }
-  take(text) {
-    let frame;
-    try { frame = JSON.parse(text); } catch { return; }
-    if (frame?.type === "ping") this.socket.send('{"type":"pong"}');
-    else if (frame?.type === "hangup") this.end("waiting");
-    else if (frame) this.onFrame(frame);
-  }
-  lost(socket) {
-    if (socket !== this.socket) return;
-    this.end("waiting");
-    this.timer = setTimeout(() => this.open(), Math.random() * Math.min(RETRY_MAX, RETRY_BASE * 2 ** this.attempt++));
-  }
-  /** Close for good, or until `lost` opens again. */
-  end(state) {
-    clearTimeout(this.timer);
-    const socket = this.socket;
-    this.socket = null;
-    socket?.close();
-    this.set(state);
-  }
-  /** Try at once where a retry is due: the network or the reader is back. */
-  hurry() { if (this.state === "waiting") { this.attempt = 0; this.open(); } }
-  set(state) { this.state = state; this.onState(); }
+// --- small things ---------------------------------------------------------------------------------------------
+
+function part(tag, name, text = "") {
+  const element = document.createElement(tag);
+  if (name) element.className = name;
+  element.textContent = text;
+  return element;
 }
 
-/** The log: lines wait in a queue and are drawn once per animation frame, however fast they come. */
-const log = {
-  box: $("log"), queue: [], hidden: new Set(), chips: new Map(), following: true, unseen: 0, total: 0, drawing: false,
+function button(text, act) {
+  const element = part("button", "text", text);
+  element.type = "button";
+  element.onclick = act;
+  return element;
+}
 
-  add(channel, text) {
-    this.queue.push({ channel, text, time: new Date() });
-    if (this.queue.length > MOST_LINES) this.queue.shift();  // a hidden tab draws no frames
-    this.total++;
-    if (!this.drawing) { this.drawing = true; requestAnimationFrame(() => this.draw()); }
+function svg(tag, attributes, text) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+/** Set a text only where it is another one: a live region is read out on every change. */
+function say(element, text) { if (element.textContent !== text) element.textContent = text; }
+
+function clock(ms) { return new Date(ms).toTimeString().slice(0, 8); }
+
+function lasting(ms) {
+  const s = Math.max(0, Math.round(ms / 1000)), two = number => String(number).padStart(2, "0");
+  if (s < 60) return `${s} s`;
+  return s < 3600 ? `${Math.floor(s / 60)}:${two(s % 60)} min` : `${Math.floor(s / 3600)}:${two(Math.floor(s / 60) % 60)} h`;
+}
+
+function count(number, one, many = `${one}s`) { return `${number.toLocaleString("en")} ${number === 1 ? one : many}`; }
+
+/** A hue of its own for each channel: neighbours in the workflow stand far apart on the colour wheel. */
+function hue(channel) {
+  let number = CHANNELS.indexOf(channel) + 1;
+  if (!number) for (const letter of channel) number = (number * 31 + letter.codePointAt(0)) % 1009;
+  return Math.round(number * 137.5) % 360;
+}
+
+/** A name from outside, with nothing in it that acts unseen. */
+function visible(name) { return ansi(name).map(piece => piece.text).join(""); }
+
+// --- the address: which run, which channels, and the permission ------------------------------------------------
+
+const address = {
+  base: location.pathname.replace(/(run\/[^/]*\/?)?$/, ""),
+  query: () => new URLSearchParams(location.search),
+
+  /** The run of this address: /run/NAME, or ?run=NAME or #NAME as it was of old; "" where it names none. */
+  run() {
+    const path = /\/run\/([^/]*)\/?$/.exec(location.pathname)?.[1] ?? "";
+    return this.query().get("run") ?? decoded(path || location.hash.slice(1));
   },
-  draw() {
-    this.drawing = false;
-    const rows = document.createDocumentFragment();
-    for (const line of this.queue) rows.append(this.row(line));
-    if (!this.following) this.unseen += this.queue.length;
-    this.queue = [];
-    this.box.append(rows);
-    while (this.box.childElementCount > MOST_LINES) this.box.firstElementChild.remove();
-    this.settle();
+  channels() {
+    const given = this.query().get("channels")?.split(",").map(name => name.trim()).filter(Boolean);
+    return given?.length ? [...new Set(given)].slice(0, 60) : CHANNELS;
   },
-  row({ channel, text, time }) {
-    const row = document.createElement("div");
-    const job = /^(rq:\S+)( +)(STARTED|COMPLETED|EXCEPTION|TRIGGER)\b/.exec(text);
-    row.className = `row ${job ? job[3].toLowerCase() : ""}`;
-    row.dataset.channel = channel;
-    row.hidden = this.hidden.has(channel);
-    row.style.setProperty("--hue", hue(channel));
-    const said = part("span", "said", job ? "" : text);
-    if (job) said.append(part("span", "dim", job[1]), text.slice(job[1].length));
-    row.append(part("time", "", time.toTimeString().slice(0, 8)), part("span", "from", channel), said);
-    this.tally(channel);
-    return row;
-  },
-  tally(channel) {
-    let chip = this.chips.get(channel);
-    if (!chip) {
-      chip = part("button", "chip", channel);
-      chip.type = "button";
-      chip.style.setProperty("--hue", hue(channel));
-      chip.setAttribute("aria-pressed", "true");
-      chip.append(part("span", "", "0"));
-      chip.onclick = () => this.toggle(channel, chip);
-      this.chips.set(channel, chip);
-      $("chips").append(chip);
-    }
-    chip.lastChild.textContent = Number(chip.lastChild.textContent) + 1;
-  },
-  toggle(channel, chip) {
-    const hide = !this.hidden.delete(channel);
-    if (hide) this.hidden.add(channel);
-    chip.setAttribute("aria-pressed", String(!hide));
-    for (const row of this.box.children) if (row.dataset.channel === channel) row.hidden = hide;
-    this.settle();
-  },
-  settle() {
-    if (this.following) { this.box.scrollTop = this.box.scrollHeight; this.unseen = 0; }
-    $("jump").hidden = this.following;
-    $("jump").textContent = this.unseen ? `↓ ${this.unseen} new` : "↓ Latest";
-    $("chips").hidden = !this.chips.size;
-    $("empty").hidden = this.box.childElementCount > 0;
-    $("count").textContent = this.total ? `${this.total.toLocaleString()} ${this.total === 1 ? "line" : "lines"}` : "";
-  },
-  scrolled() {
-    const following = this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight < 30;
-    if (following !== this.following) { this.following = following; this.settle(); }
-  },
-  jump() { this.following = true; this.settle(); this.box.focus({ preventScroll: true }); },
-  clear() {
-    this.box.replaceChildren();
-    $("chips").replaceChildren();
-    Object.assign(this, { queue: [], chips: new Map(), hidden: new Set(), following: true, total: 0 });
-    this.settle();
+  /** Where a run is, with what else the query says (the token). */
+  of(run, more = {}) {
+    const query = this.query();
+    query.delete("run");
+    for (const [name, value] of Object.entries(more)) query.set(name, value);
+    const text = query.toString().replaceAll("%2C", ",");
+    return `${this.base}run/${run}${text && `?${text}`}`;
   },
 };
 
-/** The checklist: what is done, and what is locked because it runs. */
+function decoded(text) {
+  try { return decodeURIComponent(text); } catch { return text; }
+}
+
+/** What is wrong with a name of `what` made of `allowed`, as a sentence; "" where the relay takes it. */
+function wrong(name, what, allowed, words) {
+  const bad = [...new Set(name.match(new RegExp(`[^${allowed}]`, "gu")) ?? [])];
+  const shown = visible(name.length > 60 ? `${name.slice(0, 60)}…` : name);
+  const signs = bad.slice(0, 5).map(sign => sign === " " ? "a space" : `“${visible(sign)}”`).join(", ");
+  if (bad.length) return `“${shown}” is no ${what}: it has ${signs}. Only ${words} may be in it.`;
+  if (name.length > 180) return `This ${what} has ${name.length} characters; 180 are the most.`;
+  if (/^\.*$/.test(name) || name.startsWith("__")) return `“${shown}” is no ${what}: ${name ? "one of dots only, or with __ in front, cannot be" : "it is empty"}.`;
+  if (name.split(";;").length > 5) return `“${shown}” is no ${what}: it has more than five parts between “;;”.`;
+  return "";
+}
+
+/** Runs looked at before, newest first. Where the browser keeps nothing (private windows, policies) there are none. */
+const recent = {
+  get() {
+    try {
+      const runs = JSON.parse(localStorage.getItem("relay.runs") ?? "[]");
+      return Array.isArray(runs) ? runs.filter(run => typeof run === "string" && !wrongRun(run)).slice(0, 8) : [];
+    } catch { return []; }
+  },
+  add(run) {
+    try { localStorage.setItem("relay.runs", JSON.stringify([run, ...this.get().filter(other => other !== run)].slice(0, 8))); } catch { /* kept nowhere */ }
+  },
+  show() {
+    $("recent").hidden = !this.get().length;
+    $("recent").querySelector("ul").replaceChildren(...this.get().map(run => {
+      const item = document.createElement("li"), link = part("a", "", run);
+      link.href = address.of(run);
+      link.onclick = event => {
+        if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+        event.preventDefault();
+        go(run);
+      };
+      item.append(link);
+      return item;
+    }));
+  },
+};
+
+function wrongRun(run) { return wrong(run, "run id", "A-Za-z0-9_.;\\-", "letters, digits and _ . ; -"); }
+function wrongChannel(name) { return wrong(name, "channel", "A-Za-z0-9_.\\-", "letters, digits and _ . -"); }
+
+// --- the log ---------------------------------------------------------------------------------------------------
+
+/** Lines are kept by channel and drawn once per animation frame, however fast they come. */
+const log = {
+  box: $("log"), channels: new Map(), shown: [], fresh: [], filter: null, following: true, paused: false,
+  seq: 0, unseen: 0, waiting: 0, hits: 0, unread: 0, gap: null, top: 0, frame: 0,
+
+  add(name) {
+    const channel = { name, entries: [], size: 0, total: 0, hidden: false, chip: this.chip(name), stream: null };
+    this.channels.set(name, channel);
+    channel.chip.onclick = () => this.toggle(channel);
+    $("chips").append(channel.chip);
+    return channel;
+  },
+  chip(name) {
+    const chip = part("button", "chip", visible(name));
+    chip.type = "button";
+    chip.dataset.channel = name;
+    chip.hidden = CHANNELS.includes(name);  // until it has lines: nineteen empty ones would bury the others
+    chip.style.setProperty("--hue", hue(name));
+    chip.setAttribute("aria-pressed", "true");
+    chip.append(part("span", "", "0"));
+    return chip;
+  },
+  take(channel, { added, dropped }) {
+    channel.total += dropped;  // came and went in a hidden tab, unseen
+    for (const line of added) {
+      if (line.kind === "gap" && this.joins(channel, line)) continue;
+      const entry = { seq: ++this.seq, at: line.at, channel, text: line.text, kind: line.kind, job: line.job, hit: false, kept: true };
+      if (line.kind === "gap") this.gap = Object.assign(entry, { holes: new Set([channel.name]), last: line.at });
+      channel.entries.push(entry);
+      channel.size += entry.text.length;
+      if (line.kind !== "gap") channel.total++;
+      exceptions.take(entry);
+      if (!this.shows(entry)) continue;
+      entry.hit = true;
+      this.hits++;
+      if (document.hidden) this.unread++;
+      if (this.paused) this.waiting++;
+      else {
+        this.fresh.push(entry);
+        if (!this.following) this.unseen++;
+      }
+    }
+    let excess = Math.max(0, channel.entries.length - KEPT);
+    for (let n = 0; n < excess; n++) this.forget(channel.entries[n]);
+    while (channel.size > KEPT_SIZE && excess < channel.entries.length - 1) this.forget(channel.entries[excess++]);
+    channel.entries.splice(0, excess);
+    if (this.fresh.length > 2 * ROWS) this.fresh.splice(0, this.fresh.length - ROWS);  // a hidden tab draws no frames
+    channel.chip.hidden = false;
+    this.ask();
+  },
+  forget(entry) {
+    entry.channel.size -= entry.text.length;
+    if (entry.hit) this.hits--;
+    entry.kept = false;
+  },
+  /** Nineteen channels lose one relay: that is one hole and one row. */
+  joins(channel, line) {
+    const gap = this.gap;
+    if (!gap?.kept || gap.text !== line.text || line.at - gap.last > TOGETHER || gap.holes.has(channel.name)) return false;
+    gap.holes.add(channel.name);
+    gap.last = line.at;
+    if (gap.row) gap.row.lastChild.textContent = this.hole(gap);
+    return true;
+  },
+  hole(gap) { return gap.holes.size > 1 ? `${gap.text.replace(/\.$/, "")} (${gap.holes.size} channels).` : gap.text; },
+  shows(entry) { return !entry.channel.hidden && (!this.filter || this.filter.test(plain(entry.text))); },
+
+  ask() { this.frame ||= requestAnimationFrame(() => this.draw()); },
+  draw() {
+    this.frame = 0;
+    const rows = document.createDocumentFragment(), end = performance.now() + DRAWING;
+    if (this.fresh.length > ROWS) this.fresh.splice(0, this.fresh.length - ROWS);
+    let drawn = 0;
+    for (const entry of this.fresh) {
+      rows.append(this.row(entry));
+      this.shown.push(entry);
+      if (++drawn % 20 === 0 && performance.now() > end) break;
+    }
+    this.fresh.splice(0, drawn);
+    const excess = Math.max(0, this.shown.length - ROWS);
+    for (const entry of this.shown.splice(0, excess)) { entry.row.remove(); entry.row = null; }
+    this.box.append(rows);
+    if (this.fresh.length) this.ask();
+    this.settle();
+  },
+  /** Draw anew, after a change of what is shown: the newest ROWS of all that is kept. */
+  redraw() {
+    this.hits = 0;
+    const found = [];
+    for (const channel of this.channels.values()) {
+      for (const entry of channel.entries) {
+        entry.row = null;
+        entry.hit = this.shows(entry);
+        if (entry.hit) found.push(entry);
+      }
+    }
+    this.hits = found.length;
+    this.box.replaceChildren();
+    this.shown = [];
+    this.fresh = found.sort((one, other) => one.seq - other.seq).slice(-ROWS);
+    this.waiting = this.unseen = 0;
+    this.draw();
+  },
+  row(entry) {
+    const row = document.createElement("div"), said = part("span", "said");
+    row.className = `row ${entry.kind === "line" ? level(entry.text) : entry.kind}`;
+    row.dataset.channel = entry.channel.name;
+    row.style.setProperty("--hue", hue(entry.channel.name));
+    if (entry.kind === "gap") said.textContent = this.hole(entry);
+    else this.write(said, entry);
+    row.append(part("time", "", clock(entry.at)), part("span", "from", entry.kind === "gap" ? "" : visible(entry.channel.name)), said);
+    entry.row = row;
+    return row;
+  },
+  /** The text of a line in its colours, the matches marked; what would stop the tab is cut. */
+  write(said, { text, kind }) {
+    let pieces = ansi(text.length > SHOWN ? text.slice(0, SHOWN) : text);
+    if (kind !== "line") {
+      const [, job, rest] = /^(rq:\S+)(.*)$/s.exec(pieces[0].text) ?? [];
+      if (job) pieces = [{ text: job, name: "dim", style: {} }, { text: rest, style: pieces[0].style }, ...pieces.slice(1)];
+    }
+    const matches = this.matches(pieces);
+    let at = 0;
+    for (const { text: piece, style, name } of pieces) {
+      const holder = name || Object.values(style).some(Boolean) ? part("span", name) : said;
+      if (holder !== said) { paint(holder, style); said.append(holder); }
+      let from = 0;
+      for (const [start, end] of matches) {
+        const first = Math.max(start - at, from), last = Math.min(end - at, piece.length);
+        if (first >= last) continue;
+        holder.append(piece.slice(from, first), part("mark", "", piece.slice(first, last)));
+        from = last;
+      }
+      holder.append(piece.slice(from));
+      at += piece.length;
+    }
+    if (text.length > SHOWN) said.append(part("span", "dim", ` … ${count(text.length - SHOWN, "more character")}, in the download`));
+  },
+  matches(pieces) {
+    if (!this.filter) return [];
+    const every = new RegExp(this.filter.source, "giu");
+    return [...pieces.map(piece => piece.text).join("").matchAll(every)].map(match => [match.index, match.index + match[0].length]);
+  },
+  toggle(channel, hidden = !channel.hidden) {
+    channel.hidden = hidden;
+    channel.chip.setAttribute("aria-pressed", String(!hidden));
+    this.redraw();
+  },
+  find(text) {
+    this.filter = text ? new RegExp(text.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"), "iu") : null;
+    this.redraw();
+    say($("said"), text ? `${count(this.hits, "line")} found` : "");
+  },
+  pause(paused) {
+    this.paused = paused;
+    this.waiting = 0;
+    $("pause").setAttribute("aria-pressed", String(paused));
+    if (paused) this.settle();
+    else this.redraw();
+  },
+  /** Bring a line into view, whatever hides it; false where it is no longer kept. */
+  show(entry) {
+    if (!entry.kept) return false;
+    if (!entry.row) {
+      $("filter").value = "";
+      this.filter = null;
+      this.toggle(entry.channel, false);
+      while (this.fresh.length) this.draw();
+    }
+    if (!entry.row) {  // among the kept ones of its channel, but behind 3000 newer ones of others
+      for (const other of this.channels.values()) {
+        other.hidden = other !== entry.channel;
+        other.chip.setAttribute("aria-pressed", String(!other.hidden));
+      }
+      this.redraw();
+      while (this.fresh.length) this.draw();
+    }
+    this.following = false;
+    for (const found of this.box.querySelectorAll(".found")) found.classList.remove("found");
+    entry.row.classList.add("found");
+    entry.row.tabIndex = -1;
+    entry.row.focus({ preventScroll: true });
+    this.box.scrollTop += entry.row.getBoundingClientRect().top - this.box.getBoundingClientRect().top - this.box.clientHeight / 3;
+    this.top = this.box.scrollTop;
+    this.settle();
+    return true;
+  },
+  settle() {
+    if (this.following) {
+      this.box.scrollTop = this.box.scrollHeight;
+      this.top = this.box.scrollTop;
+      this.unseen = 0;
+    }
+    this.box.classList.toggle("follows", this.following);
+    $("jump").hidden = this.following;
+    $("jump").textContent = this.unseen ? `↓ ${count(this.unseen, "new line")}` : "↓ Latest";
+    let kept = 0;
+    for (const channel of this.channels.values()) {
+      kept += channel.entries.length;
+      say(channel.chip.lastChild, channel.total.toLocaleString("en"));
+    }
+    say($("count"), this.filter ? `${this.hits.toLocaleString("en")} of ${count(kept, "line")} match` : kept ? count(kept, "line") : "");
+    say($("pause"), this.paused ? (this.waiting ? `Resume (${this.waiting.toLocaleString("en")} waiting)` : "Resume") : "Pause");
+    $("copy").disabled = $("download").disabled = $("clear").disabled = !kept;
+    $("empty").hidden = this.shown.length > 0 || this.fresh.length > 0;
+    say($("empty-text"), kept ? (this.paused ? "Paused." : "No line of those that have come is among the channels and the filter chosen.")
+      : "Nothing published yet. Lines appear here as the run writes them.");
+  },
+  scrolled() {
+    const top = this.box.scrollTop, atEnd = this.box.scrollHeight - top - this.box.clientHeight < 30;
+    const following = atEnd || (this.following && top >= this.top - 1);
+    this.top = top;
+    if (following !== this.following) { this.following = following; this.settle(); }
+  },
+  jump() {
+    this.following = true;
+    this.settle();
+    this.box.focus({ preventScroll: true });
+  },
+  clear() {
+    for (const channel of this.channels.values()) {
+      for (const entry of channel.entries) entry.kept = false;
+      Object.assign(channel, { entries: [], size: 0, total: 0 });
+    }
+    Object.assign(this, { following: true, unread: 0, gap: null });
+    this.redraw();
+  },
+  end() {
+    for (const { stream } of this.channels.values()) stream?.stop();
+    this.clear();
+    this.channels.clear();
+    $("chips").replaceChildren();
+    $("filter").value = "";
+    this.filter = null;
+    this.pause(false);
+  },
+  async copy() {
+    const lines = [...this.shown, ...this.fresh].map(entry => `${clock(entry.at)} ${entry.channel.name} ${said(entry)}`);
+    const copied = await clip(`${lines.join("\n")}\n`);
+    flash($("copy"), copied ? "Copied" : "Not allowed", copied ? `${count(lines.length, "line")} copied` : "The browser does not let this page copy");
+  },
+  download() {
+    const all = [...this.channels.values()].flatMap(channel => channel.entries).sort((one, other) => one.seq - other.seq);
+    const lines = all.map(entry => `${new Date(entry.at).toISOString()}\t${entry.channel.name}\t${said(entry)}\n`);
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob(lines, { type: "text/plain;charset=utf-8" }));
+    link.download = `${current.run.replaceAll(";", "_")}-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.log`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+    say($("said"), `${count(lines.length, "line")} downloaded`);
+  },
+};
+
+function said(entry) { return entry.holes ? log.hole(entry) : entry.text; }
+
+/** A text as it is read, for the filter: without the sequences that colour it. */
+function plain(text) { return text.includes("\x1b") ? visible(text) : text; }
+
+function level(text) {
+  const [, word] = /\b(CRITICAL|FATAL|ERROR|WARNING|WARN|DEBUG|Traceback \(most recent)\b/.exec(text.slice(0, 160)) ?? [];
+  return !word ? "" : word.startsWith("WARN") ? "warning" : word === "DEBUG" ? "debug" : "error";
+}
+
+function paint(element, style) {
+  for (const name of ["bold", "dim", "italic", "underline"]) if (style[name]) element.classList.add(`ansi-${name}`);
+  if (style.fg) element.style.color = style.fg;
+  if (style.bg) element.style.backgroundColor = style.bg;
+}
+
+/** Into the clipboard; by the old way where the page came without TLS, for there the new one is not. */
+async function clip(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    const area = part("textarea", "unseen", text), focused = document.activeElement;
+    document.body.append(area);
+    area.select();
+    const copied = document.execCommand("copy");
+    area.remove();
+    focused?.focus();
+    return copied;
+  }
+}
+
+function flash(element, text, sentence) {
+  const before = element.dataset.label ??= element.textContent;
+  element.textContent = text;
+  say($("said"), sentence);
+  clearTimeout(element.flashing);
+  element.flashing = setTimeout(() => { element.textContent = before; }, 2000);
+}
+
+// --- exceptions --------------------------------------------------------------------------------------------------
+
+/** Jobs that failed: the line that says so, and what its channel says after it until another job speaks. */
+const exceptions = {
+  list: [], open: new Map(),
+
+  take(entry) {
+    if (entry.kind === "exception") return this.add(entry);
+    const item = this.open.get(entry.channel);
+    if (!item) return;
+    const ours = entry.job ? entry.job === item.entry.job : entry.kind === "line" && entry.at - item.last < TRACE.silence;
+    if (!ours || item.lines >= TRACE.lines) { this.open.delete(entry.channel); return; }
+    item.lines++;
+    item.last = entry.at;
+    item.pre.append(`\n${visible(entry.text.slice(0, SHOWN))}`);
+  },
+  add(entry) {
+    const element = document.createElement("article"), what = part("div", "what"), pre = part("pre", "");
+    const head = /^rq:\S+ +EXCEPTION\s*(.*)/.exec(entry.text)?.[1] ?? "";
+    const title = part("b", "", visible(head.slice(0, 200)) || "EXCEPTION");
+    const item = { entry, element, pre, lines: 1, last: entry.at };
+    const show = button("Show line", () => {
+      if (!log.show(entry)) Object.assign(show, { disabled: true, textContent: "Line no longer kept" });
+    });
+    const dismiss = button("Dismiss", () => this.dismiss(item));
+    for (const control of [show, dismiss]) control.setAttribute("aria-label", `${control.textContent}: ${title.textContent}`);
+    pre.textContent = visible(entry.text.slice(0, SHOWN));
+    pre.tabIndex = 0;
+    pre.setAttribute("role", "group");
+    pre.setAttribute("aria-label", "What was said");
+    what.append(title, part("span", "dim", `${clock(entry.at)} ${visible(entry.channel.name)}`), show, dismiss);
+    element.append(what, pre);
+    this.list.unshift(item);
+    this.open.set(entry.channel, item);
+    $("exception-list").prepend(element);
+    for (const old of this.list.splice(TRACE.kept)) old.element.remove();
+    this.settle();
+  },
+  dismiss(item) {
+    this.list = this.list.filter(other => other !== item);
+    for (const [channel, other] of this.open) if (other === item) this.open.delete(channel);
+    item.element.remove();
+    this.settle();
+    ($("exception-list").querySelector("button:last-of-type") ?? $("log")).focus({ preventScroll: true });
+  },
+  clear() {
+    this.list = [];
+    this.open.clear();
+    $("exception-list").replaceChildren();
+    this.settle();
+  },
+  settle() {
+    $("exceptions").hidden = !this.list.length;
+    say($("exceptions-title"), count(this.list.length, "job failed", "jobs failed"));
+    log.settle();
+    title();
+  },
+};
+
+// --- the checklist -------------------------------------------------------------------------------------------------
+
+/**
+ * What is done, and what is locked because it runs. A snapshot has no times but the newest, so the times here are those
+ * at which this page saw a change, and what was there before it looked has none.
+ */
 const checks = {
-  items: new Map(), names: new Map(GROUPS.flatMap(([, items]) => items)),
+  items: new Map(), since: 0, worked: 0,
 
   build() {
+    this.items.clear();
+    Object.assign(this, { since: 0, worked: 0 });
     $("checks").replaceChildren(...GROUPS.map(([title, items]) => this.group(title, items)));
+    for (const id of ["locks", "seen"]) $(id).hidden = true;
+    say($("progress"), "");
   },
   group(title, items) {
     const group = document.createElement("div"), list = document.createElement("ul");
@@ -168,112 +542,387 @@ const checks = {
     return group;
   },
   item(name, label) {
-    const item = document.createElement("li");
-    item.dataset.item = name;
+    const element = document.createElement("li"), word = part("span", "word"), why = part("span", "why");
+    element.dataset.item = name;
+    element.dataset.state = "open";
     const mark = svg("svg", { viewBox: "0 0 20 20", "aria-hidden": "true" });
     mark.append(svg("circle", { cx: 10, cy: 10, r: 8 }), svg("path", { d: "M6.2 10.3l2.6 2.6 5-5.4" }));
-    item.append(mark, part("span", "", label), part("span", "word", ""));
-    this.items.set(name, item);
-    return item;
+    element.append(mark, part("span", "", visible(label)), word, why);
+    this.items.set(name, { name, label: visible(label), element, word, why, done: false, doneAt: 0, fell: null, changedAt: 0, run: null, last: null });
+    return element;
   },
-  show({ checklist = {}, lock_statuses: locks = {}, last_modified: modified }) {
-    const unknown = Object.keys(checklist).filter(name => !this.items.has(name));
+  show({ checklist = {}, lock_statuses: locks = {} }) {
+    const now = Date.now(), first = !this.since;
+    this.since ||= now;
+    const unknown = Object.keys(checklist).filter(name => !this.items.has(name)).slice(0, 50);
     if (unknown.length) $("checks").append(this.group("More", unknown.map(name => [name, name])));
-    const running = new Set();
+    const { running, others } = this.running(checklist, locks);
+    for (const item of this.items.values()) {
+      if (item.done !== !!checklist[item.name]) this.turn(item, now, first);
+      if (running.has(item.name) !== !!item.run) this.lock(item, now, first);
+    }
+    $("locks").hidden = !others.length;
+    say($("locks"), `Locked: ${others.map(visible).join(", ")}`);
+    $("seen").hidden = ![...this.items.values()].some(item => item.doneAt || item.run);
+    this.tick();
+    timeline.ask();
+  },
+  running(checklist, locks) {
     const held = [...new Set(Object.keys(locks).filter(name => locks[name]).map(name => name.replace(/\.nodb$/, "")))];
+    const running = new Set();
     const others = held.filter(name => {
       const items = (LOCKED[name] ?? [name]).filter(item => this.items.has(item));
       if (items.length) running.add(items.find(item => !checklist[item]) ?? items[0]);
       return !items.length;
     });
-    let done = 0;
-    for (const [name, item] of this.items) {
-      const state = running.has(name) ? "running" : checklist[name] ? "done" : "open";
-      done += state === "done";
-      item.dataset.state = state;
-      item.lastChild.textContent = state === "open" ? "" : state;
+    return { running, others };
+  },
+  /** The tick of an item has come or fallen. */
+  turn(item, now, first) {
+    item.done = !item.done;
+    if (first) return;
+    if (item.done) item.doneAt = now;
+    else item.fell = { at: now, was: item.doneAt };
+    if (item.done) item.fell = null;
+    else item.doneAt = 0;
+    item.changedAt = now;
+    timeline.mark(item, now);
+  },
+  /** An item was locked or let go. */
+  lock(item, now, first) {
+    if (item.run) {
+      item.last = { from: item.run.from, to: now, exact: item.run.exact };
+      item.run = null;
+      this.worked = now;
+    } else {
+      item.run = { from: now, exact: !first };
     }
-    $("progress").textContent = `${done} done${running.size ? `, ${running.size} running` : ""}`;
-    $("progress").title = modified ? `last change ${new Date(modified * 1000).toLocaleString()}` : "";
-    $("locks").hidden = !others.length;
-    $("locks").textContent = `Locked: ${others.join(", ")}`;
+    item.changedAt = now;
+    timeline.span(item, now);
+  },
+  state(item) { return item.run ? "running" : item.done ? "done" : this.stale(item) ? "stale" : "open"; },
+  /** Why an item that was done is not: what it depends on was done after it. "" where nothing says so. */
+  stale(item) {
+    const proven = [...this.items.values()].some(other => other.done && PROVES[other.name]?.includes(item.name));
+    if (item.done || (!proven && !item.fell)) return "";
+    const depends = (NEWER_THAN[item.name] ?? []).map(name => this.items.get(name));
+    const changed = item.fell ? depends.filter(other => other.changedAt > item.fell.was && other.changedAt <= item.fell.at + 1000) : [];
+    if (item.fell && item.last?.to > item.fell.at) return "";  // it was done anew itself, and did not end well
+    const runs = changed.find(other => other.run);
+    if (runs) return `${runs.label} is being done anew`;
+    const names = (changed.length ? changed : proven ? depends : []).map(other => other.label);
+    return names.length ? `older than ${names.join(names.length > 2 ? ", " : " or ").replace(/, ([^,]*)$/, " or $1")}` : "";
+  },
+  /** How long the work on an item took that is done; "" where this page did not see all of it. */
+  took({ last, doneAt }) {
+    return last?.exact && doneAt >= last.from && doneAt <= last.to + 5000 ? lasting(Math.min(doneAt, last.to) - last.from) : "";
+  },
+  tick() {
+    if (!this.since) return;
+    const now = Date.now();
+    let done = 0, running = 0;
+    for (const item of this.items.values()) {
+      const state = this.state(item);
+      done += item.done;
+      running += state === "running";
+      if (item.element.dataset.state !== state) item.element.dataset.state = state;
+      say(item.word, this.word(item, state, now));
+      say(item.why, state === "stale" ? this.stale(item) : state === "open" && item.last && item.last.to > (item.fell?.at ?? 0) ? `ran ${lasting(item.last.to - item.last.from)}, not done` : "");
+      const about = item.doneAt ? `Seen done at ${clock(item.doneAt)}` : item.done ? `Done before ${clock(this.since)}, when this page began to look` : "";
+      if (item.element.title !== about) item.element.title = about;
+    }
+    say($("progress"), `${done} done${running ? `, ${running} running` : ""}`);
+  },
+  word(item, state, now) {
+    if (state === "running") return `running ${item.run.exact ? "" : "> "}${lasting(now - item.run.from)}`;
+    if (state === "stale") return "stale";
+    if (state === "open" || !item.doneAt) return "";
+    const took = this.took(item);
+    return `${clock(item.doneAt)}${took && ` · ${took}`}`;
+  },
+  busy() { return [...this.items.values()].some(item => item.run); },
+};
+
+// --- the timeline ----------------------------------------------------------------------------------------------------
+
+/** A picture of what the checklist did while this page looked: a bar while a step was locked, a ring where it was ticked. */
+const timeline = {
+  spans: [], marks: [], asked: false,
+
+  clear() {
+    this.spans = [];
+    this.marks = [];
+    this.ask();
+  },
+  mark(item, at) {
+    this.marks.push({ item, at, done: item.done });
+    if (this.marks.length > SPANS) this.marks.shift();
+  },
+  span(item, at) {
+    const open = this.spans.find(span => span.item === item && !span.to);
+    if (open) open.to = at;
+    else this.spans.push({ item, from: at, to: 0 });
+    if (this.spans.length > SPANS) this.spans.shift();
+  },
+  ask() {
+    if (this.asked) return;
+    this.asked = true;
+    requestAnimationFrame(() => { this.asked = false; this.draw(); });
+  },
+  draw() {
+    const steps = [...new Set([...this.spans, ...this.marks].sort((one, other) => (one.from ?? one.at) - (other.from ?? other.at)).map(one => one.item))];
+    const now = Date.now();
+    const from = Math.min(now - 10000, ...this.spans.map(span => span.from), ...this.marks.map(mark => mark.at));
+    const to = checks.busy() ? now : Math.max(from + 10000, ...this.spans.map(span => span.to || now), ...this.marks.map(mark => mark.at));
+    say($("timeline-note"), steps.length ? `${count(steps.length, "step")} seen, ${clock(from)} to ${clock(to)}` : "nothing seen yet");
+    this.words(steps);
+    if (!steps.length || !$("timeline").open) { $("picture").replaceChildren(); return; }
+    const width = Math.max(200, $("picture").clientWidth - 32), left = width < 480 ? 104 : 126, right = 10;
+    const x = at => left + (at - from) / (to - from) * (width - left - right);
+    const height = 17 * steps.length + 18;
+    const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": $("timeline-note").textContent });
+    this.axis(picture, from, to, x, height);
+    steps.forEach((item, row) => this.step(picture, item, 17 * row, x, now));
+    const end = $("picture").scrollHeight - $("picture").scrollTop - $("picture").clientHeight < 20;
+    $("picture").replaceChildren(picture);
+    if (end) $("picture").scrollTop = $("picture").scrollHeight;  // the newest steps are the lowest
+  },
+  axis(picture, from, to, x, height) {
+    const steps = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800].map(s => 1000 * s);
+    const most = Math.max(2, Math.floor((x(to) - x(from)) / 90));
+    const step = steps.find(ms => (to - from) / ms <= most) ?? 86400000;
+    for (let at = Math.ceil(from / step) * step; at <= to; at += step) {
+      picture.append(svg("line", { class: "axis", x1: x(at), x2: x(at), y1: 0, y2: height - 14 }));
+      const anchor = x(to) - x(at) < 24 ? "end" : "middle";
+      picture.append(svg("text", { x: x(at), y: height - 3, "text-anchor": anchor }, step < 60000 ? clock(at) : clock(at).slice(0, 5)));
+    }
+  },
+  step(picture, item, y, x, now) {
+    picture.append(svg("text", { x: 0, y: y + 12 }, item.label.length > 18 ? `${item.label.slice(0, 17)}…` : item.label));
+    for (const span of this.spans) {
+      if (span.item !== item) continue;
+      const end = span.to || now;
+      picture.append(svg("rect", { class: `bar${span.to ? "" : " now"}`, x: x(span.from), y: y + 4, width: Math.max(2, x(end) - x(span.from)), height: 9, rx: 2.5 }));
+    }
+    for (const mark of this.marks) {
+      if (mark.item === item) picture.append(svg("circle", { class: mark.done ? "tick" : "fall", cx: x(mark.at), cy: y + 8.5, r: 4 }));
+    }
+  },
+  /** The same for who does not see it. */
+  words(steps) {
+    const lines = steps.map(item => {
+      const spans = this.spans.filter(span => span.item === item).map(span => span.to ? `ran ${clock(span.from)} to ${clock(span.to)}` : `runs since ${clock(span.from)}`);
+      const marks = this.marks.filter(mark => mark.item === item).map(mark => `${mark.done ? "done" : "no longer done"} at ${clock(mark.at)}`);
+      return `${item.label}: ${[...spans, ...marks].slice(-8).join(", ")}`;
+    });
+    if (lines.join() === this.spoken) return;
+    this.spoken = lines.join();
+    $("timeline-text").replaceChildren(...lines.map(line => part("li", "", line)));
   },
 };
 
-function part(tag, name, text) {
-  const element = document.createElement(tag);
-  if (name) element.className = name;
-  element.textContent = text;
-  return element;
+// --- how the connections are -----------------------------------------------------------------------------------------
+
+const current = { run: "", list: null, timers: [], holes: 0, large: 0, seenHoles: 0, seenLarge: 0 };
+
+const STATES = { live: "connected", connecting: "connecting", stale: "stale", waiting: "reconnecting", refused: "refused", stopped: "stopped" };
+
+function badge(id, label, streams, messages) {
+  const element = $(id), now = Date.now();
+  const states = streams.map(stream => stream.state === "stopped" ? "connecting" : stream.state);
+  const state = ["stale", "waiting", "connecting", "refused"].find(name => states.includes(name)) ?? "live";
+  const live = states.filter(name => name === "live").length, missing = streams.some(stream => stream.missing);
+  element.dataset.state = state;
+  element.toggleAttribute("data-missing", missing);
+  const partly = live && live < streams.length && state !== "live" ? ` (${live} of ${streams.length} connected)` : "";
+  say(element.firstChild, `${label} ${STATES[state]}${partly}${missing && state === "live" ? ", lines may be missing" : ""}`);
+  const retry = Math.min(...streams.filter(stream => stream.retryAt > now).map(stream => stream.retryAt));
+  const last = Math.max(0, ...streams.map(stream => stream.lastMessageAt));
+  const wait = retry < Infinity ? `back in ${Math.ceil((retry - now) / 1000)} s` : "";
+  say(element.lastChild, wait && state !== "live" ? wait : last ? `${lasting(now - last)} ago` : "");
+  element.title = last ? `Last ${messages} at ${clock(last)}` : `No ${messages} yet`;
 }
 
-function svg(tag, attributes) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
+function notice() {
+  const streams = [...log.channels.values()].map(channel => channel.stream), refused = streams.filter(stream => stream.state === "refused");
+  const holes = current.holes - current.seenHoles, large = current.large - current.seenLarge;
+  const words = [];
+  const reason = [...refused, current.list].find(stream => stream?.state === "refused")?.closeReason;
+  if (reason !== undefined) words.push(`The relay refuses ${refused.length === streams.length || !refused.length ? "this run" : refused.map(stream => visible(stream.channel)).join(", ")}: ${visible(reason || "no reason given")}.`);
+  if (holes) words.push(streams.some(stream => stream.missing) ? "Lines may be missing from here on, until the log is whole again." : `Lines may be missing: ${count(holes, "gap")}. The log is whole again since.`);
+  if (large) words.push(`${count(large, "line")} larger than the relay forwards ${large === 1 ? "was" : "were"} left out.`);
+  $("notice").hidden = !words.length;
+  $("show-gap").hidden = $("seen-gap").hidden = !(holes || large);
+  say($("notice").firstChild, words.join(" "));
 }
 
-/** A hue of its own for each channel: neighbours in the workflow stand far apart on the colour wheel. */
-function hue(channel) { return Math.round((CHANNELS.indexOf(channel) + 1) * 137.5) % 360; }
-
-function badge(name, label, links) {
-  const live = links.filter(link => link.state === "live").length;
-  const waiting = links.some(link => link.state === "waiting");
-  const state = live === links.length ? "live" : waiting ? "waiting" : "connecting";
-  $(`${name}-badge`).dataset.state = state;
-  $(`${name}-badge`).replaceChildren(label, part("span", "", state === "waiting" ? "reconnecting" : state));
+function title() {
+  const name = current.run ? visible(current.run) : "";
+  const streams = current.list ? [current.list, ...[...log.channels.values()].map(channel => channel.stream)] : [];
+  const lost = streams.some(stream => ["stale", "waiting", "refused"].includes(stream.state));
+  const over = checks.worked && !checks.busy() && Date.now() - checks.worked > 3000;
+  const mark = lost ? "✗ no connection:" : exceptions.list.length ? "✗ failed:" : over && !log.unread ? "✓ done" : log.unread ? `● ${log.unread}` : "●";
+  const text = name ? `${mark} ${name} · WEPPcloud run` : "WEPPcloud run";
+  if (document.title !== text) document.title = text;
 }
 
-let links = [];
+function connections() {
+  if (!current.list) return;
+  badge("status-badge", "Log", [...log.channels.values()].map(channel => channel.stream), "line");
+  badge("preflight-badge", "Checklist", [current.list], "change");
+  $("checks").classList.toggle("stale", current.list.state !== "live" || current.list.missing);
+  for (const { chip, stream } of log.channels.values()) chip.dataset.state = stream.state;
+  notice();
+  title();
+}
 
-function watch(run) {
-  for (const link of links) { link.onState = () => {}; link.end("waiting"); }
-  const { statusPort, preflightPort } = document.documentElement.dataset;
-  document.title = `${run} · WEPPcloud run`;
-  $("run").value = $("empty-run").textContent = run;
-  log.clear();
-  checks.build();
-  checks.show({});
-  const logs = [], lists = [];
-  links = [];
-  if (!/^[A-Za-z0-9_.;-]+$/.test(run)) return;  // the relay would refuse it, and the field says why
-  const showLogs = () => badge("status", "Log", logs);
-  const showLists = () => {
-    badge("preflight", "Checklist", lists);
-    $("checks").classList.toggle("stale", lists[0].state !== "live");
-  };
-  const list = frame => { if (frame.type === "preflight") checks.show(frame); };
-  lists.push(new Link(preflightPort, encodeURIComponent(run), 0, list, showLists));
-  CHANNELS.forEach((channel, index) => {
-    const path = `${encodeURIComponent(run)}:${encodeURIComponent(channel)}`;
-    const line = frame => { if (frame.type === "status") log.add(channel, String(frame.data)); };
-    logs.push(new Link(statusPort, path, index * APART, line, showLogs));
+let asked = 0;
+/** Twenty streams change together: one look at them is enough. */
+function askConnections() { asked ||= setTimeout(() => { asked = 0; connections(); }, 20); }
+
+function listen(channel, delay) {
+  const { stream } = channel, run = current.run;
+  stream.addEventListener("state", askConnections);
+  stream.addEventListener("ready", askConnections);
+  stream.addEventListener("gap", ({ detail }) => {
+    if (detail.reason === "size") current.large++;
+    else if (!(Date.now() - current.lastHole < TOGETHER && current.hole === detail.reason)) {
+      current.holes++;
+      current.hole = detail.reason;
+    }
+    if (detail.reason !== "size") current.lastHole = Date.now();
+    askConnections();
   });
-  links = [...logs, ...lists];
-  showLogs();
-  showLists();
+  stream.addEventListener("lines", ({ detail }) => {
+    stream.lines.length = 0;  // kept here, by channel and size
+    if (run === current.run && log.channels.get(channel.name) === channel && (detail.added.length || detail.dropped)) log.take(channel, detail);
+  });
+  current.timers.push(setTimeout(() => stream.start(), delay));
 }
 
-/** The run of this address: ?run=NAME, or #NAME, or the demo's. */
-function chosen() {
-  let hash = location.hash.slice(1);
-  try { hash = decodeURIComponent(hash); } catch { /* not encoded */ }
-  return new URLSearchParams(location.search).get("run") || hash || "demo";
+function open(name) {
+  const channel = log.add(name);
+  channel.stream = new StatusStream({ run: current.run, channel: name, token: address.query().get("token") ?? "", limit: KEPT, autostart: false });
+  return channel;
 }
+
+function close() {
+  for (const timer of current.timers) clearTimeout(timer);
+  current.list?.stop();
+  Object.assign(current, { run: "", list: null, timers: [], holes: 0, large: 0, seenHoles: 0, seenLarge: 0, lastHole: 0, hole: "" });
+  log.end();
+  exceptions.clear();
+  checks.build();
+  timeline.clear();
+}
+
+/** Watch the run of the address, or ask for one. */
+function watch() {
+  const run = address.run();
+  close();
+  const problem = run && wrongRun(run);
+  $("run").value = run;
+  complain("run", "wrong", problem);
+  $("chooser").hidden = !!run && !problem;
+  $("watched").hidden = $("badges").hidden = !run || !!problem;
+  if (!run || problem) {
+    say($("chooser-text"), "Type its id above. Its log and its checklist appear here as the run goes on.");
+    recent.show();
+    title();
+    $("run").focus();
+    return;
+  }
+  current.run = run;
+  recent.add(run);
+  $("empty-run").textContent = run;
+  current.list = new ChecklistStream({ run, token: address.query().get("token") ?? "", autostart: false });
+  const list = current.list;
+  list.addEventListener("snapshot", ({ detail }) => { if (list === current.list && detail) checks.show(detail); });
+  for (const event of ["state", "gap", "ready"]) list.addEventListener(event, askConnections);
+  list.start();
+  const named = address.channels().map(name => [name, wrongChannel(name)]);
+  complain("channel", "wrong-channel", named.find(([, problem]) => problem)?.[1] ?? "");
+  named.filter(([, problem]) => !problem).forEach(([name], index) => listen(open(name), index * APART));
+  connections();
+}
+
+/** To the page of a run, as a step that the back button takes back. */
+function go(run) {
+  if (run !== address.run()) history.pushState(null, "", address.of(run));
+  watch();
+  $("log").focus({ preventScroll: true });
+}
+
+/** Say at a field what is wrong with what is in it; "" takes it back. */
+function complain(field, id, problem) {
+  $(id).hidden = !problem;
+  say($(id), problem);
+  $(field).setAttribute("aria-invalid", String(!!problem));
+}
+
+// --- what the reader does ----------------------------------------------------------------------------------------------
 
 $("choose").onsubmit = event => {
   event.preventDefault();
-  const run = $("run").value.trim();
-  const query = new URLSearchParams(location.search);
-  query.set("run", run);
-  if (run !== chosen()) history.pushState(null, "", `?${query}`);
-  watch(run);
+  const run = $("run").value.trim(), problem = wrongRun(run);
+  complain("run", "wrong", problem);
+  if (problem) $("run").focus();
+  else go(run);
 };
+$("add").onsubmit = event => {
+  event.preventDefault();
+  const name = $("channel").value.trim(), problem = wrongChannel(name);
+  complain("channel", "wrong-channel", problem);
+  if (problem) return;
+  $("channel").value = "";
+  const known = log.channels.get(name);
+  if (known) known.chip.hidden = false;
+  else {
+    listen(open(name), 0);
+    log.channels.get(name).chip.hidden = false;
+    history.replaceState(null, "", address.of(current.run, { channels: [...log.channels.keys()].join(",") }));
+  }
+  connections();
+  log.settle();
+};
+$("known").replaceChildren(...[...OTHER_CHANNELS, ...CHANNELS].sort().map(name => Object.assign(document.createElement("option"), { value: name })));
+$("filter").oninput = () => log.find($("filter").value);
+$("filter").onkeydown = event => {
+  if (event.key !== "Escape") return;
+  event.preventDefault();
+  $("filter").value = "";
+  log.find("");
+  $("log").focus({ preventScroll: true });
+};
+$("pause").onclick = () => log.pause(!log.paused);
+$("copy").onclick = () => log.copy();
+$("download").onclick = () => log.download();
 $("clear").onclick = () => log.clear();
 $("jump").onclick = () => log.jump();
+$("dismiss-all").onclick = () => { exceptions.clear(); $("log").focus({ preventScroll: true }); };
+$("show-gap").onclick = () => { if (!log.gap || !log.show(log.gap)) $("show-gap").hidden = true; };
+$("seen-gap").onclick = () => { Object.assign(current, { seenHoles: current.holes, seenLarge: current.large }); notice(); };
 $("log").addEventListener("scroll", () => log.scrolled(), { passive: true });
-addEventListener("resize", () => log.settle());
-addEventListener("popstate", () => watch(chosen()));
-addEventListener("online", () => links.forEach(link => link.hurry()));
-document.addEventListener("visibilitychange", () => { if (!document.hidden) links.forEach(link => link.hurry()); });
-watch(chosen());
+$("timeline").ontoggle = () => timeline.ask();
+new ResizeObserver(() => { log.settle(); timeline.ask(); }).observe($("log"));
+addEventListener("keydown", event => {
+  if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea") || $("watched").hidden) return;
+  event.preventDefault();
+  $("filter").focus();
+  $("filter").select();
+});
+addEventListener("popstate", watch);
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) return;
+  log.unread = 0;
+  title();
+});
+setInterval(() => {
+  connections();
+  checks.tick();
+  if (checks.busy() && !document.hidden) timeline.ask();
+}, 1000);
+
+$("timeline").open = WIDE.matches;
+if (address.query().has("run") || location.hash.length > 1) history.replaceState(null, "", wrongRun(address.run()) ? location.href : address.of(address.run()));
+watch();
