@@ -78,7 +78,7 @@ function clock(ms) { return new Date(ms).toTimeString().slice(0, 8); }
 
 function lasting(ms) {
   const s = Math.max(0, Math.round(ms / 1000)), two = number => String(number).padStart(2, "0");
-  if (s < 60) return `${s} s`;
+  if (s < 60) return s ? `${s} s` : "< 1 s";
   return s < 3600 ? `${Math.floor(s / 60)}:${two(s % 60)} min` : `${Math.floor(s / 3600)}:${two(Math.floor(s / 60) % 60)} h`;
 }
 
@@ -249,6 +249,7 @@ const log = {
     const excess = Math.max(0, this.shown.length - ROWS);
     for (const entry of this.shown.splice(0, excess)) { entry.row.remove(); entry.row = null; }
     this.box.append(rows);
+    exceptions.draw();
     if (this.fresh.length) this.ask();
     this.settle();
   },
@@ -277,9 +278,14 @@ const log = {
     row.style.setProperty("--hue", hue(entry.channel.name));
     if (entry.kind === "gap") said.textContent = this.hole(entry);
     else this.write(said, entry);
-    row.append(part("time", "", clock(entry.at)), part("span", "from", entry.kind === "gap" ? "" : visible(entry.channel.name)), said);
+    row.append(part("time", "", clock(entry.at)), this.from(entry), said);
     entry.row = row;
     return row;
+  },
+  from({ kind, channel }) {
+    const from = part("span", "from", kind === "gap" ? "" : visible(channel.name));
+    from.title = from.textContent;
+    return from;
   },
   /** The text of a line in its colours, the matches marked; what would stop the tab is cut. */
   write(said, { text, kind }) {
@@ -464,58 +470,63 @@ function flash(element, text, sentence) {
 
 /** Jobs that failed: the line that says so, and what its channel says after it until another job speaks. */
 const exceptions = {
-  list: [], open: new Map(),
+  list: [], open: new Map(), dirty: false,
 
   take(entry) {
-    if (entry.kind === "exception") return this.add(entry);
-    const item = this.open.get(entry.channel);
-    if (!item) return;
-    const ours = entry.job ? entry.job === item.entry.job : entry.kind === "line" && entry.at - item.last < TRACE.silence;
-    if (!ours || item.lines >= TRACE.lines) { this.open.delete(entry.channel); return; }
-    item.lines++;
+    let item = this.open.get(entry.channel);
+    if (entry.kind === "exception") {
+      item = { entry, lines: [], last: entry.at, element: null, pre: part("pre", "") };
+      this.list.unshift(item);
+      for (const old of this.list.splice(TRACE.kept)) old.element?.remove();
+      this.open.set(entry.channel, item);
+    } else if (!item) return;
+    else if (item.lines.length >= TRACE.lines || !this.belongs(entry, item)) return void this.open.delete(entry.channel);
     item.last = entry.at;
-    item.pre.append(`\n${visible(entry.text.slice(0, SHOWN))}`);
+    item.lines.push(visible(entry.text.slice(0, SHOWN)));
+    item.dirty = this.dirty = true;
   },
-  add(entry) {
-    const element = document.createElement("article"), what = part("div", "what"), pre = part("pre", "");
+  belongs(entry, item) {
+    return entry.job ? entry.job === item.entry.job : entry.kind === "line" && entry.at - item.last < TRACE.silence;
+  },
+  /** With the lines, once per frame. */
+  draw() {
+    if (!this.dirty) return;
+    this.dirty = false;
+    for (const item of [...this.list].reverse()) {
+      if (!item.element) $("exception-list").prepend(this.build(item));
+      if (item.dirty) item.pre.textContent = item.lines.join("\n");
+      item.dirty = false;
+    }
+    $("exceptions").hidden = !this.list.length;
+    say($("exceptions-title"), count(this.list.length, "job failed", "jobs failed"));
+    title();
+  },
+  build(item) {
+    const { entry, pre } = item, what = part("div", "what");
     const head = /^rq:\S+ +EXCEPTION\s*(.*)/.exec(entry.text)?.[1] ?? "";
-    const title = part("b", "", visible(head.slice(0, 200)) || "EXCEPTION");
-    const item = { entry, element, pre, lines: 1, last: entry.at };
+    const name = part("b", "", visible(head.slice(0, 200)) || "EXCEPTION");
     const show = button("Show line", () => {
       if (!log.show(entry)) Object.assign(show, { disabled: true, textContent: "Line no longer kept" });
     });
     const dismiss = button("Dismiss", () => this.dismiss(item));
-    for (const control of [show, dismiss]) control.setAttribute("aria-label", `${control.textContent}: ${title.textContent}`);
-    pre.textContent = visible(entry.text.slice(0, SHOWN));
+    for (const control of [show, dismiss]) control.setAttribute("aria-label", `${control.textContent}: ${name.textContent}`);
     pre.tabIndex = 0;
     pre.setAttribute("role", "group");
-    pre.setAttribute("aria-label", "What was said");
-    what.append(title, part("span", "dim", `${clock(entry.at)} ${visible(entry.channel.name)}`), show, dismiss);
-    element.append(what, pre);
-    this.list.unshift(item);
-    this.open.set(entry.channel, item);
-    $("exception-list").prepend(element);
-    for (const old of this.list.splice(TRACE.kept)) old.element.remove();
-    this.settle();
+    pre.setAttribute("aria-label", `What was said: ${name.textContent}`);
+    what.append(name, part("span", "dim", `${clock(entry.at)} ${visible(entry.channel.name)}`), show, dismiss);
+    item.element = document.createElement("article");
+    item.element.append(what, pre);
+    return item.element;
   },
-  dismiss(item) {
-    this.list = this.list.filter(other => other !== item);
-    for (const [channel, other] of this.open) if (other === item) this.open.delete(channel);
-    item.element.remove();
-    this.settle();
-    ($("exception-list").querySelector("button:last-of-type") ?? $("log")).focus({ preventScroll: true });
-  },
-  clear() {
-    this.list = [];
-    this.open.clear();
-    $("exception-list").replaceChildren();
-    this.settle();
-  },
-  settle() {
-    $("exceptions").hidden = !this.list.length;
-    say($("exceptions-title"), count(this.list.length, "job failed", "jobs failed"));
+  dismiss(...items) {
+    for (const item of items) {
+      this.list.splice(this.list.indexOf(item), 1);
+      if (this.open.get(item.entry.channel) === item) this.open.delete(item.entry.channel);
+      item.element?.remove();
+    }
+    this.dirty = true;
+    this.draw();
     log.settle();
-    title();
   },
 };
 
@@ -548,7 +559,7 @@ const checks = {
     const mark = svg("svg", { viewBox: "0 0 20 20", "aria-hidden": "true" });
     mark.append(svg("circle", { cx: 10, cy: 10, r: 8 }), svg("path", { d: "M6.2 10.3l2.6 2.6 5-5.4" }));
     element.append(mark, part("span", "", visible(label)), word, why);
-    this.items.set(name, { name, label: visible(label), element, word, why, done: false, doneAt: 0, fell: null, changedAt: 0, run: null, last: null });
+    this.items.set(name, { name, label: visible(label), element, word, why, done: false, doneAt: 0, fell: null, changedAt: 0, run: null, last: null, spent: 0, whole: true });
     return element;
   },
   show({ checklist = {}, lock_statuses: locks = {} }) {
@@ -584,14 +595,16 @@ const checks = {
     if (item.done) item.doneAt = now;
     else item.fell = { at: now, was: item.doneAt };
     if (item.done) item.fell = null;
-    else item.doneAt = 0;
+    else Object.assign(item, { doneAt: 0, spent: 0, whole: true });
     item.changedAt = now;
     timeline.mark(item, now);
   },
   /** An item was locked or let go. */
   lock(item, now, first) {
     if (item.run) {
-      item.last = { from: item.run.from, to: now, exact: item.run.exact };
+      item.last = { from: item.run.from, to: now };
+      item.spent += now - item.run.from;
+      item.whole &&= item.run.exact;
       item.run = null;
       this.worked = now;
     } else {
@@ -613,10 +626,6 @@ const checks = {
     const names = (changed.length ? changed : proven ? depends : []).map(other => other.label);
     return names.length ? `older than ${names.join(names.length > 2 ? ", " : " or ").replace(/, ([^,]*)$/, " or $1")}` : "";
   },
-  /** How long the work on an item took that is done; "" where this page did not see all of it. */
-  took({ last, doneAt }) {
-    return last?.exact && doneAt >= last.from && doneAt <= last.to + 5000 ? lasting(Math.min(doneAt, last.to) - last.from) : "";
-  },
   tick() {
     if (!this.since) return;
     const now = Date.now();
@@ -637,8 +646,7 @@ const checks = {
     if (state === "running") return `running ${item.run.exact ? "" : "> "}${lasting(now - item.run.from)}`;
     if (state === "stale") return "stale";
     if (state === "open" || !item.doneAt) return "";
-    const took = this.took(item);
-    return `${clock(item.doneAt)}${took && ` · ${took}`}`;
+    return `${clock(item.doneAt)}${item.spent && item.whole ? ` · ${lasting(item.spent)}` : ""}`;
   },
   busy() { return [...this.items.values()].some(item => item.run); },
 };
@@ -739,7 +747,7 @@ function badge(id, label, streams, messages) {
   const retry = Math.min(...streams.filter(stream => stream.retryAt > now).map(stream => stream.retryAt));
   const last = Math.max(0, ...streams.map(stream => stream.lastMessageAt));
   const wait = retry < Infinity ? `back in ${Math.ceil((retry - now) / 1000)} s` : "";
-  say(element.lastChild, wait && state !== "live" ? wait : last ? `${lasting(now - last)} ago` : "");
+  say(element.lastChild, wait && state !== "live" ? wait : last ? (now - last < 1500 ? "now" : `${lasting(now - last)} ago`) : "");
   element.title = last ? `Last ${messages} at ${clock(last)}` : `No ${messages} yet`;
 }
 
@@ -811,7 +819,7 @@ function close() {
   current.list?.stop();
   Object.assign(current, { run: "", list: null, timers: [], holes: 0, large: 0, seenHoles: 0, seenLarge: 0, lastHole: 0, hole: "" });
   log.end();
-  exceptions.clear();
+  exceptions.dismiss(...exceptions.list);
   checks.build();
   timeline.clear();
 }
@@ -899,7 +907,10 @@ $("copy").onclick = () => log.copy();
 $("download").onclick = () => log.download();
 $("clear").onclick = () => log.clear();
 $("jump").onclick = () => log.jump();
-$("dismiss-all").onclick = () => { exceptions.clear(); $("log").focus({ preventScroll: true }); };
+$("exceptions").addEventListener("click", event => {  // the button that was pressed has gone
+  if (!event.target.isConnected || $("exceptions").hidden) ($("exception-list").querySelector("button") ?? $("log")).focus({ preventScroll: true });
+});
+$("dismiss-all").onclick = () => exceptions.dismiss(...exceptions.list);
 $("show-gap").onclick = () => { if (!log.gap || !log.show(log.gap)) $("show-gap").hidden = true; };
 $("seen-gap").onclick = () => { Object.assign(current, { seenHoles: current.holes, seenLarge: current.large }); notice(); };
 $("log").addEventListener("scroll", () => log.scrolled(), { passive: true });
