@@ -37,10 +37,11 @@ const PROVES = {
   observed: [...INPUTS, "wepp"], debris: [...INPUTS, "wepp"], watar: [...INPUTS, "wepp"],
 };
 const KEPT = 3000, KEPT_SIZE = 4e6;  // lines and characters of a channel: a 30-minute tab must not grow
-const ROWS = 3000;  // drawn; what is older is in the download
-const DRAWING = 10;  // ms of a frame for new rows; the rest of them come with the next ones
+const ROWS = 3000;  // drawn, and at most a block more; what is older is in the download
+const BLOCK = 50;  // rows that the browser lays out together, or not at all where they are out of sight: 200 new rows take 30 ms or 3
+const DRAWING = 400;  // new rows of a frame; the rest of them come with the next ones
 const SHOWN = 4000;  // characters of a line; a tab stops over longer ones
-const APART = 25;  // ms between the first handshakes: Chromium holds one back for seconds while a dozen others wait
+const AT_ONCE = 6;  // handshakes: Chromium holds one back for seconds while a dozen others wait
 const TOGETHER = 20000;  // ms within which holes of several channels are one: they come back up to 15 s apart
 const TRACE = { lines: 60, silence: 10000, kept: 20 };  // what belongs to an exception: so many lines, until so many ms without
 const SPANS = 200;  // of the timeline
@@ -237,21 +238,30 @@ const log = {
   ask() { this.frame ||= requestAnimationFrame(() => this.draw()); },
   draw() {
     this.frame = 0;
-    const rows = document.createDocumentFragment(), end = performance.now() + DRAWING;
-    if (this.fresh.length > ROWS) this.fresh.splice(0, this.fresh.length - ROWS);
-    let drawn = 0;
-    for (const entry of this.fresh) {
-      rows.append(this.row(entry));
-      this.shown.push(entry);
-      if (++drawn % 20 === 0 && performance.now() > end) break;
+    let drawn = Math.max(0, this.fresh.length - ROWS);
+    const end = Math.min(this.fresh.length, drawn + DRAWING);
+    while (drawn < end) {
+      let block = this.box.lastElementChild;
+      if (!block || block.childElementCount >= BLOCK) this.box.append(block = this.block());
+      const some = this.fresh.slice(drawn, Math.min(end, drawn + BLOCK - block.childElementCount));
+      block.append(...some.map(entry => this.row(entry)));
+      this.shown.push(...some);
+      drawn += some.length;
     }
     this.fresh.splice(0, drawn);
-    const excess = Math.max(0, this.shown.length - ROWS);
-    for (const entry of this.shown.splice(0, excess)) { entry.row.remove(); entry.row = null; }
-    this.box.append(rows);
+    while (this.shown.length >= ROWS + BLOCK) {
+      sizes.unobserve(this.box.firstElementChild);
+      this.box.firstElementChild.remove();
+      for (const entry of this.shown.splice(0, BLOCK)) entry.row = null;
+    }
     exceptions.draw();
     if (this.fresh.length) this.ask();
     this.settle();
+  },
+  block() {
+    const block = part("div", "block");
+    sizes.observe(block);
+    return block;
   },
   /** Draw anew, after a change of what is shown: the newest ROWS of all that is kept. */
   redraw() {
@@ -265,6 +275,7 @@ const log = {
       }
     }
     this.hits = found.length;
+    for (const block of this.box.children) sizes.unobserve(block);
     this.box.replaceChildren();
     this.shown = [];
     this.fresh = found.sort((one, other) => one.seq - other.seq).slice(-ROWS);
@@ -355,17 +366,19 @@ const log = {
     entry.row.classList.add("found");
     entry.row.tabIndex = -1;
     entry.row.focus({ preventScroll: true });
-    this.box.scrollTop += entry.row.getBoundingClientRect().top - this.box.getBoundingClientRect().top - this.box.clientHeight / 3;
-    this.top = this.box.scrollTop;
     this.settle();
+    entry.row.scrollIntoView({ block: "center" });
+    requestAnimationFrame(() => entry.row?.scrollIntoView({ block: "center" }));  // what stands above it has its size now
     return true;
   },
+  toEnd() {
+    if (!this.following) return;
+    this.box.scrollTop = this.box.scrollHeight;
+    this.top = this.box.scrollTop;
+  },
   settle() {
-    if (this.following) {
-      this.box.scrollTop = this.box.scrollHeight;
-      this.top = this.box.scrollTop;
-      this.unseen = 0;
-    }
+    if (this.following) this.unseen = 0;
+    this.toEnd();
     this.box.classList.toggle("follows", this.following);
     $("jump").hidden = this.following;
     $("jump").textContent = this.unseen ? `↓ ${count(this.unseen, "new line")}` : "↓ Latest";
@@ -425,6 +438,9 @@ const log = {
     say($("said"), `${count(lines.length, "line")} downloaded`);
   },
 };
+
+/** The end stays in view when a block takes its size, or the log itself another one. */
+const sizes = new ResizeObserver(() => log.toEnd());
 
 function said(entry) { return entry.holes ? log.hole(entry) : entry.text; }
 
@@ -623,7 +639,8 @@ const checks = {
     if (item.fell && item.last?.to > item.fell.at) return "";  // it was done anew itself, and did not end well
     const runs = changed.find(other => other.run);
     if (runs) return `${runs.label} is being done anew`;
-    const names = (changed.length ? changed : proven ? depends : []).map(other => other.label);
+    const newer = changed.filter(other => other.done);  // those that fell with it have no newer time
+    const names = (newer.length ? newer : changed.length ? changed : proven ? depends : []).map(other => other.label);
     return names.length ? `older than ${names.join(names.length > 2 ? ", " : " or ").replace(/, ([^,]*)$/, " or $1")}` : "";
   },
   tick() {
@@ -731,7 +748,7 @@ const timeline = {
 
 // --- how the connections are -----------------------------------------------------------------------------------------
 
-const current = { run: "", list: null, timers: [], holes: 0, large: 0, seenHoles: 0, seenLarge: 0 };
+const current = { run: "", list: null, holes: 0, large: 0, seenHoles: 0, seenLarge: 0 };
 
 const STATES = { live: "connected", connecting: "connecting", stale: "stale", waiting: "reconnecting", refused: "refused", stopped: "stopped" };
 
@@ -788,9 +805,19 @@ let asked = 0;
 /** Twenty streams change together: one look at them is enough. */
 function askConnections() { asked ||= setTimeout(() => { asked = 0; connections(); }, 20); }
 
-function listen(channel, delay) {
+/** Start what waits for a handshake of its own, a few at once. */
+function startMore() {
+  const streams = [...log.channels.values()].map(channel => channel.stream);
+  let room = AT_ONCE - streams.filter(stream => stream.state === "connecting").length;
+  for (const stream of streams) if (stream.state === "stopped" && room-- > 0) stream.start();
+}
+
+function listen(channel) {
   const { stream } = channel, run = current.run;
-  stream.addEventListener("state", askConnections);
+  stream.addEventListener("state", () => {
+    askConnections();
+    if (run === current.run && stream.state !== "connecting") startMore();
+  });
   stream.addEventListener("ready", askConnections);
   stream.addEventListener("gap", ({ detail }) => {
     if (detail.reason === "size") current.large++;
@@ -805,7 +832,6 @@ function listen(channel, delay) {
     stream.lines.length = 0;  // kept here, by channel and size
     if (run === current.run && log.channels.get(channel.name) === channel && (detail.added.length || detail.dropped)) log.take(channel, detail);
   });
-  current.timers.push(setTimeout(() => stream.start(), delay));
 }
 
 function open(name) {
@@ -815,9 +841,8 @@ function open(name) {
 }
 
 function close() {
-  for (const timer of current.timers) clearTimeout(timer);
   current.list?.stop();
-  Object.assign(current, { run: "", list: null, timers: [], holes: 0, large: 0, seenHoles: 0, seenLarge: 0, lastHole: 0, hole: "" });
+  Object.assign(current, { run: "", list: null, holes: 0, large: 0, seenHoles: 0, seenLarge: 0, lastHole: 0, hole: "" });
   log.end();
   exceptions.dismiss(...exceptions.list);
   checks.build();
@@ -850,7 +875,8 @@ function watch() {
   list.start();
   const named = address.channels().map(name => [name, wrongChannel(name)]);
   complain("channel", "wrong-channel", named.find(([, problem]) => problem)?.[1] ?? "");
-  named.filter(([, problem]) => !problem).forEach(([name], index) => listen(open(name), index * APART));
+  named.filter(([, problem]) => !problem).forEach(([name]) => listen(open(name)));
+  startMore();
   connections();
 }
 
@@ -886,7 +912,8 @@ $("add").onsubmit = event => {
   const known = log.channels.get(name);
   if (known) known.chip.hidden = false;
   else {
-    listen(open(name), 0);
+    listen(open(name));
+    startMore();
     log.channels.get(name).chip.hidden = false;
     history.replaceState(null, "", address.of(current.run, { channels: [...log.channels.keys()].join(",") }));
   }
@@ -915,7 +942,8 @@ $("show-gap").onclick = () => { if (!log.gap || !log.show(log.gap)) $("show-gap"
 $("seen-gap").onclick = () => { Object.assign(current, { seenHoles: current.holes, seenLarge: current.large }); notice(); };
 $("log").addEventListener("scroll", () => log.scrolled(), { passive: true });
 $("timeline").ontoggle = () => timeline.ask();
-new ResizeObserver(() => { log.settle(); timeline.ask(); }).observe($("log"));
+sizes.observe($("log"));
+new ResizeObserver(() => timeline.ask()).observe($("timeline"));
 addEventListener("keydown", event => {
   if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea") || $("watched").hidden) return;
   event.preventDefault();

@@ -164,11 +164,11 @@ async def front():
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def new_tab(chromium):
-    """A factory of empty tabs, each a browser profile of its own."""
+    """A factory of empty tabs, each a browser profile of its own; options as Playwright's `new_context` has them."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def new():
-            context = await chromium.new_context()
+        async def new(**options):
+            context = await chromium.new_context(**options)
             stack.push_async_callback(context.close)
             context.set_default_timeout(10_000)
             return Tab(await context.new_page())

@@ -1,56 +1,481 @@
-"""The page that the relay serves at `/`, in a browser."""
+"""The page that the relay serves at `/` and `/run/<run>`, in a browser."""
+
+import asyncio
+import re
 
 import pytest
+import pytest_asyncio
 import redis
 from playwright.async_api import expect
 
 from relay.tokens import Keys
 
 SECRET = "s3cr3t-" + 32 * "x"
+RUN = "some-run"
+# Two channels where nineteen would only take longer.
+FEW = "?channels=wepp,soils"
+JOB = "rq:7f7f7f7f-0000-4000-8000-000000000000"
+BUILT = {"timestamps:build_channels": 10, "timestamps:set_outlet": 20, "timestamps:abstract_watershed": 30}
+INPUTS = {"timestamps:build_landuse": 40, "timestamps:build_soils": 50, "timestamps:build_climate": 60}
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.asyncio(loop_scope="module")]
 
 
-async def test_it_shows_the_log_and_the_checklist(relay, redis_url, new_tab):
-    process = relay()
-    tab = await new_tab()
-    page = tab.page
-    await page.add_init_script("addEventListener('securitypolicyviolation', event => console.error(event.blockedURI))")
-    await page.goto(f"http://127.0.0.1:{process.ports['status']}/?run=some-run")
-    await expect(page).to_have_title("some-run · WEPPcloud run")
-    await expect(page.locator("#status-badge")).to_have_attribute("data-state", "live")
-    await expect(page.locator("#preflight-badge")).to_have_attribute("data-state", "live")
-    await expect(page.locator("li[data-state=done]")).to_have_count(0)
-    with redis.Redis.from_url(redis_url) as worker:
-        assert worker.publish("some-run:soils", "<i>Building</i> soils") == 1
-        worker.hset("some-run", "timestamps:build_channels", "10")
-    await expect(page.locator(".row[data-channel=soils] .said")).to_have_text("<i>Building</i> soils")
-    await expect(page.locator(".row")).to_have_count(1)
-    await expect(page.locator("li[data-state=done]")).to_have_attribute("data-item", "channels")
-    assert tab.complaints == []
+class Watched:
+    """A tab with the page of a run, and what a worker writes."""
+
+    def __init__(self, tab, relay, url):
+        self.tab, self.relay, self.url = tab, relay, url
+        self.page = tab.page
+        self.address = f"http://127.0.0.1:{relay.ports['status']}"
+        self.log = tab.page.locator("#log")
+        self.rows = tab.page.locator(".row")
+
+    async def open(self, path=f"/run/{RUN}{FEW}"):
+        """Open the page; where it names a run, wait until both badges say so."""
+        await self.page.add_init_script("addEventListener('securitypolicyviolation', e => console.error(e.blockedURI))")
+        await self.page.goto(self.address + path)
+        if "run" in path:
+            await self.live()
+        return self
+
+    async def live(self, **options):
+        for badge in ("#status-badge", "#preflight-badge"):
+            await expect(self.page.locator(badge)).to_have_attribute("data-state", "live", **options)
+
+    def item(self, name):
+        return self.page.locator(f"li[data-item={name}]")
+
+    def publish(self, channel, *lines, run=RUN):
+        with redis.Redis.from_url(self.url) as worker, worker.pipeline(transaction=False) as burst:
+            for line in lines:
+                burst.publish(f"{run}:{channel}", line)
+            assert burst.execute()[-1] == 1
+
+    def write(self, fields):
+        with redis.Redis.from_url(self.url) as worker:
+            worker.hset(RUN, mapping=fields)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def watch(relay, redis_url, new_tab):
+    """A factory of pages before a relay, opened: `await watch()`, `await watch("/")`."""
+
+    async def watch(path=f"/run/{RUN}{FEW}", *, process=None, url=redis_url, viewport=None, **options):
+        tab = await new_tab(viewport=viewport or {"width": 1280, "height": 860}, **options)
+        return await Watched(tab, process or relay(), url).open(path)
+
+    return watch
+
+
+async def test_it_shows_the_log_and_the_checklist(watch):
+    run = await watch(f"/run/{RUN}")
+    await expect(run.page).to_have_title(re.compile(f"^● {RUN} "))
+    await expect(run.page.locator("li[data-state=done]")).to_have_count(0)
+    run.publish("soils", "<i>Building</i> soils")
+    run.write({"timestamps:build_channels": "10"})
+    await expect(run.page.locator(".row[data-channel=soils] .said")).to_have_text("<i>Building</i> soils")
+    await expect(run.rows).to_have_count(1)
+    await expect(run.page.locator("li[data-state=done]")).to_have_attribute("data-item", "channels")
+    await expect(run.page.locator(".chip:visible")).to_have_text("soils1")
+    assert run.tab.complaints == []
 
 
 async def test_a_page_behind_the_other_port_is_the_same(relay, new_tab):
     process = relay()
     tab = await new_tab()
-    await tab.page.goto(f"http://127.0.0.1:{process.ports['preflight']}/?run=some-run")
+    await tab.page.goto(f"http://127.0.0.1:{process.ports['preflight']}/run/{RUN}")
     await expect(tab.page.locator("#status-badge")).to_have_attribute("data-state", "live")
     await expect(tab.page.locator("#preflight-badge")).to_have_attribute("data-state", "live")
-    assert len(tab.sockets(f":{process.ports['preflight']}/some-run")) == 1
-    assert len(tab.sockets(f":{process.ports['status']}/some-run:wepp")) == 1
+    assert len(tab.sockets(f":{process.ports['preflight']}/{RUN}?v=2")) == 1
+    assert len(tab.sockets(f":{process.ports['status']}/{RUN}:wepp?v=2")) == 1
     assert tab.complaints == []
 
 
-async def test_it_takes_its_token_along(relay, new_tab):
-    process = relay(env={"RELAY_TOKEN_SECRET": SECRET})
+async def test_it_takes_its_token_along(relay, watch):
+    token = Keys(SECRET).sign([RUN, "other-run"], ["*"], 60)
+    run = await watch(f"/run/{RUN}?token={token}", process=relay(env={"RELAY_TOKEN_SECRET": SECRET}))
+    await run.page.locator("#run").fill("other-run")
+    await run.page.locator("#run").press("Enter")
+    await expect(run.page).to_have_url(f"{run.address}/run/other-run?token={token}")
+    await run.live()
+    await run.page.reload()
+    await run.live()
+    await expect(run.page).to_have_title(re.compile("other-run"))
+    assert run.tab.complaints == []
+
+
+async def test_a_run_is_chosen_by_hand_and_the_back_button_goes_back(watch):
+    run = await watch("/")
+    await expect(run.page.locator("#run")).to_be_focused()
+    await expect(run.page.locator("#watched")).to_be_hidden()
+    await run.page.keyboard.type("first-run")
+    await run.page.keyboard.press("Enter")
+    await expect(run.page).to_have_url(f"{run.address}/run/first-run")
+    await run.live()
+    await run.page.locator("#run").fill("second;;run")
+    await run.page.locator(".go").click()
+    await expect(run.page).to_have_url(f"{run.address}/run/second;;run")
+    await run.live()
+    run.publish("wepp", "of the second", run="second;;run")
+    await expect(run.rows).to_have_count(1)
+    await run.page.go_back()
+    await expect(run.page.locator("#run")).to_have_value("first-run")
+    await expect(run.rows).to_have_count(0)
+    await run.live()
+    await run.page.go_back()
+    await expect(run.page.locator("#recent a")).to_have_text(["second;;run", "first-run"])
+    await run.page.locator("#recent a").first.press("Enter")
+    await expect(run.page).to_have_url(f"{run.address}/run/second;;run")
+    assert run.tab.complaints == []
+
+
+@pytest.mark.parametrize("path", [f"/?run={RUN}", f"/#{RUN}"])
+async def test_older_addresses_still_lead_to_the_run(watch, path):
+    run = await watch(path)
+    await expect(run.page).to_have_url(f"{run.address}/run/{RUN}")
+    await run.live()
+
+
+async def test_what_is_wrong_with_a_run_id_is_said(watch):
+    run = await watch("/?run=%3Cimg+src=x+onerror=alert(1)%3E%E2%80%AE")
+    wrong = run.page.locator("#wrong")
+    await expect(wrong).to_contain_text("“<img src=x onerror=alert(1)>‹RLO›” is no run id: it has “<”, a space")
+    for value, words in {"a/b": "it has “/”", "": "it is empty", "..": "of dots only", "x" * 200: "200 characters"}.items():
+        await run.page.locator("#run").fill(value)
+        await run.page.locator("#run").press("Enter")
+        await expect(wrong).to_contain_text(words)
+        await expect(run.page.locator("#run")).to_have_attribute("aria-invalid", "true")
+    assert await run.page.locator("img").count() == 0
+    assert run.tab.all_sockets == []
+    await run.page.locator("#run").fill(RUN)
+    await run.page.locator("#run").press("Enter")
+    await expect(wrong).to_be_hidden()
+    await run.live()
+    assert run.tab.complaints == []
+
+
+async def test_without_a_store_it_works_all_the_same(relay, new_tab):
     tab = await new_tab()
-    token = Keys(SECRET).sign(["some-run", "other-run"], ["*"], 60)
-    await tab.page.goto(f"http://127.0.0.1:{process.ports['status']}/?run=some-run&token={token}")
-    await expect(tab.page.locator("#status-badge")).to_have_attribute("data-state", "live")
-    await expect(tab.page.locator("#preflight-badge")).to_have_attribute("data-state", "live")
-    await tab.page.locator("#run").fill("other-run")
-    await tab.page.locator("#run").press("Enter")
-    await expect(tab.page).to_have_title("other-run · WEPPcloud run")
-    await tab.page.reload()
-    await expect(tab.page).to_have_title("other-run · WEPPcloud run")
+    deny = "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('no', 'SecurityError'); } })"
+    await tab.page.add_init_script(deny)
+    await tab.page.goto(f"http://127.0.0.1:{relay().ports['status']}/run/{RUN}{FEW}")
     await expect(tab.page.locator("#status-badge")).to_have_attribute("data-state", "live")
     assert tab.complaints == []
+
+
+async def test_channels_are_added_hidden_and_counted(watch):
+    run = await watch("/run/some-run?channels=wepp,-bad%3C,soils")
+    await expect(run.page.locator("#wrong-channel")).to_contain_text("“-bad<” is no channel")
+    await run.page.locator("#channel").fill("roads")
+    await run.page.locator("#channel").press("Enter")
+    await expect(run.page).to_have_url(f"{run.address}/run/{RUN}?channels=wepp,soils,roads")
+    await run.tab.until(lambda: run.tab.sockets(f"{RUN}:roads?v=2"), "a third channel")
+    await run.live()
+    run.publish("roads", "graded")
+    run.publish("wepp", "one", "two")
+    await expect(run.rows).to_have_count(3)
+    chip = run.page.get_by_role("button", name=re.compile("^wepp"))
+    await expect(chip).to_have_text("wepp2")
+    await chip.press("Space")
+    await expect(chip).to_have_attribute("aria-pressed", "false")
+    await expect(run.rows).to_have_count(1)
+    run.publish("wepp", "three")
+    await expect(chip).to_have_text("wepp3")
+    await expect(run.rows).to_have_count(1)
+    await chip.press("Space")
+    await expect(run.rows).to_have_count(4)
+    assert await run.page.locator(".said").all_text_contents() == ["graded", "one", "two", "three"]
+
+
+async def test_it_follows_until_it_is_scrolled_and_says_how_many_are_new(watch):
+    run = await watch()
+    run.publish("wepp", *(f"line {n}" for n in range(200)))
+    at_end = "log.scrollHeight - log.scrollTop - log.clientHeight < 2"
+    await expect(run.rows).to_have_count(200)
+    await run.page.wait_for_function(at_end)
+    await expect(run.page.locator("#jump")).to_be_hidden()
+    await run.page.locator("#log").hover()
+    await run.page.mouse.wheel(0, -600)
+    await expect(run.page.locator("#jump")).to_have_text("↓ Latest")
+    before = await run.page.evaluate("log.scrollTop")
+    run.publish("wepp", *(f"later {n}" for n in range(11)))
+    run.publish("soils", "later too")
+    await expect(run.page.locator("#jump")).to_have_text("↓ 12 new lines")
+    assert await run.page.evaluate("log.scrollTop") == before
+    await run.page.locator("#jump").press("Enter")
+    await expect(run.page.locator("#jump")).to_be_hidden()
+    run.publish("wepp", "the last")
+    await expect(run.rows).to_have_count(213)
+    await run.page.wait_for_function(at_end)
+    await run.page.locator("#log").focus()
+    await run.page.keyboard.press("Home")
+    await expect(run.page.locator("#jump")).to_be_visible()
+    await run.page.keyboard.press("End")
+    await expect(run.page.locator("#jump")).to_be_hidden()
+
+
+async def test_a_filter_finds_and_marks(watch):
+    run = await watch()
+    run.publish("wepp", "Hillslope 1", "channel 2", "\x1b[31mHILL\x1b[0mslope 3 (hillslope)", "a.b", "a+b")
+    await expect(run.rows).to_have_count(5)
+    await run.page.locator("#log").focus()
+    await run.page.keyboard.press("/")
+    await expect(run.page.locator("#filter")).to_be_focused()
+    await run.page.keyboard.type("hillSLOPE")
+    await expect(run.rows).to_have_count(2)
+    await expect(run.page.locator("#count")).to_have_text("2 of 5 lines match")
+    assert await run.page.locator("mark").all_text_contents() == ["Hillslope", "HILL", "slope", "hillslope"]
+    await expect(run.page.locator(".said").last).to_have_text("HILLslope 3 (hillslope)")
+    run.publish("wepp", "no match", "hillslope 4")
+    await expect(run.page.locator("#count")).to_have_text("3 of 7 lines match")
+    await run.page.locator("#filter").fill("a+")
+    await expect(run.page.locator(".said")).to_have_text(["a+b"])
+    await run.page.locator("#filter").fill("nowhere")
+    await expect(run.page.locator("#empty")).to_contain_text("No line of those that have come")
+    await run.page.keyboard.press("Escape")
+    await expect(run.page.locator("#filter")).to_have_value("")
+    await expect(run.rows).to_have_count(7)
+    await expect(run.log).to_be_focused()
+
+
+async def test_a_pause_collects(watch):
+    run = await watch()
+    run.publish("wepp", "before")
+    await expect(run.rows).to_have_count(1)
+    pause = run.page.locator("#pause")
+    await pause.click()
+    run.publish("wepp", *(f"line {n}" for n in range(1234)))
+    await expect(pause).to_have_text("Resume (1,234 waiting)")
+    await expect(pause).to_have_attribute("aria-pressed", "true")
+    await expect(run.rows).to_have_count(1)
+    await pause.click()
+    await expect(run.rows).to_have_count(1235)
+    await expect(pause).to_have_text("Pause")
+
+
+async def test_lines_are_copied_and_kept_in_a_file(watch):
+    run = await watch()
+    await run.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    run.publish("wepp", "one", "two\nlines")
+    run.publish("soils", "clay")
+    await expect(run.rows).to_have_count(3)
+    await run.page.get_by_role("button", name=re.compile("^soils")).click()
+    await run.page.locator("#copy").click()
+    await expect(run.page.locator("#copy")).to_have_text("Copied")
+    await expect(run.page.locator("#said")).to_have_text("2 lines copied")
+    copied = await run.page.evaluate("navigator.clipboard.readText()")
+    assert re.fullmatch(r"\d\d:\d\d:\d\d wepp one\n\d\d:\d\d:\d\d wepp two\nlines\n", copied)
+    # Where the page came without TLS from another host there is no such clipboard.
+    await run.page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    await run.page.locator("#filter").fill("one")
+    await run.page.locator("#copy").click()
+    await expect(run.page.locator("#said")).to_have_text("1 line copied")
+    await run.page.locator("#filter").fill("")
+    await run.page.locator("#filter").press("Control+v")
+    assert await run.page.locator("#filter").input_value() == copied.split("\n")[0]
+    async with run.page.expect_download() as download:
+        await run.page.locator("#download").click()
+    file = await download.value
+    assert re.fullmatch(rf"{RUN}-\d{{4}}-\d\d-\d\dT\d{{6}}\.log", file.suggested_filename)
+    text = (await file.path()).read_text()
+    assert re.sub(r"^\S+Z", "T", text, flags=re.M) == "T\twepp\tone\nT\twepp\ttwo\nlines\nT\tsoils\tclay\n"
+    await run.page.locator("#clear").click()
+    await expect(run.rows).to_have_count(0)
+    await expect(run.page.locator("#copy")).to_be_disabled()
+    assert run.tab.complaints == []
+
+
+async def test_levels_and_colours_are_shown(watch):
+    run = await watch()
+    run.publish("wepp", "ERROR: a", "2026 WARNING b", "0 errors", "\x1b[1;31mred\x1b[0m", f"{JOB} STARTED f(x)")
+    await expect(run.rows).to_have_count(5)
+    assert [await row.get_attribute("class") for row in await run.rows.all()] == [
+        *("row error", "row warning", "row ", "row ", "row started"),
+    ]
+    red = run.page.locator(".said > .ansi-bold")
+    await expect(red).to_have_text("red")
+    assert await red.evaluate("e => getComputedStyle(e).color") == "rgb(179, 38, 30)"
+
+
+async def test_exceptions_are_collected_and_lead_to_their_lines(watch):
+    run = await watch()
+    trace = ["Traceback (most recent call last):", '  File "wepp.py", line 3', "ValueError: <b>x</b>"]
+    run.publish("wepp", *(f"line {n}" for n in range(100)), f"{JOB} EXCEPTION run_wepp_rq(some-run)", *trace)
+    run.publish("soils", "not of it")
+    run.publish("wepp", "rq:other STARTED f(x)", "no more of it", *(f"line {n}" for n in range(100)))
+    panel = run.page.locator("#exceptions")
+    await expect(panel.locator("h3")).to_have_text("1 job failed")
+    await expect(panel.locator("b")).to_have_text("run_wepp_rq(some-run)")
+    await expect(panel.locator("pre")).to_have_text("\n".join([f"{JOB} EXCEPTION run_wepp_rq(some-run)", *trace]))
+    await expect(run.page).to_have_title(re.compile("^✗ failed: "))
+    await run.page.locator("#filter").fill("hides it")
+    await panel.get_by_role("button", name="Show line").click()
+    await expect(run.page.locator(".row.found")).to_be_in_viewport()
+    await expect(run.page.locator(".row.found")).to_be_focused()
+    await expect(run.page.locator(".row.found .said")).to_contain_text("EXCEPTION")
+    run.publish("soils", f"{JOB} EXCEPTION g()")
+    await expect(panel.locator("h3")).to_have_text("2 jobs failed")
+    await panel.get_by_role("button", name="Dismiss: g()").press("Enter")
+    await expect(panel.locator("h3")).to_have_text("1 job failed")
+    await panel.get_by_role("button", name="Dismiss all").press("Enter")
+    await expect(panel).to_be_hidden()
+    await expect(run.log).to_be_focused()
+    assert run.tab.complaints == []
+
+
+async def test_a_step_says_when_it_ran_and_why_it_is_stale(watch):
+    run = await watch()
+    run.write(BUILT | INPUTS | {"timestamps:run_wepp": 70})
+    await expect(run.page.locator("#progress")).to_have_text("7 done")
+    run.write({"locked:landuse.nodb": "true"})
+    await expect(run.item("landuse")).to_have_attribute("data-state", "running")
+    await expect(run.item("landuse").locator(".word")).to_have_text(re.compile(r"^running (< )?1 s$"))
+    await expect(run.page.locator("#progress")).to_have_text("7 done, 1 running")
+    run.write({"locked:landuse.nodb": "false", "timestamps:build_landuse": 80, "locked:odd": "true"})
+    await expect(run.item("landuse")).to_have_attribute("data-state", "done")
+    await expect(run.page.locator("#locks")).to_have_text("Locked: odd")
+    for name in ("soils", "wepp"):
+        await expect(run.item(name)).to_have_attribute("data-state", "stale")
+        await expect(run.item(name).locator(".why")).to_have_text("older than Land use")
+    run.write({"timestamps:build_soils": 90})
+    await expect(run.item("soils").locator(".word")).to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
+    picture = run.page.locator("#picture svg")
+    assert await picture.locator("text").first.text_content() == "Land use"
+    assert await picture.locator("rect.bar").count() == 1
+    words = await run.page.locator("#timeline-text li").all_text_contents()
+    assert re.fullmatch(r"Land use: ran \S+ to \S+", words[0])
+    assert re.fullmatch(r"Soils: no longer done at \S+, done at \S+", next(w for w in words if w.startswith("Soils")))
+    await expect(run.page).to_have_title(re.compile("^✓ done "))
+    assert run.tab.complaints == []
+
+
+async def test_a_tick_proves_that_another_step_is_only_too_old(watch, redis_url):
+    with redis.Redis.from_url(redis_url) as worker:
+        worker.hset(RUN, mapping=BUILT | INPUTS | {"timestamps:run_wepp": 70, "timestamps:build_landuse": 65})
+    run = await watch()
+    await expect(run.item("wepp")).to_have_attribute("data-state", "done")
+    await expect(run.item("soils")).to_have_attribute("data-state", "stale")
+    await expect(run.item("soils").locator(".why")).to_have_text("older than Subcatchments, Land use or Rangeland cover")
+    await expect(run.item("rhem")).to_have_attribute("data-state", "open")
+
+
+async def test_it_comes_back_after_a_restart_of_the_relay(relay, watch):
+    first = relay(env={"RELAY_DRAIN": "100ms"})
+    run = await watch(process=first)
+    run.publish("wepp", "before")
+    run.write(BUILT)
+    await expect(run.rows).to_have_count(1)
+    assert await asyncio.to_thread(first.stop) == 0
+    await expect(run.page.locator("#status-badge")).to_have_attribute("data-state", "waiting")
+    await expect(run.page.locator("#status-badge")).to_contain_text(re.compile(r"Log reconnecting.*back in \d+ s"))
+    await expect(run.page).to_have_title(re.compile("^✗ no connection: "))
+    await expect(run.page.locator("#checks")).to_have_class("checks stale")
+    await expect(run.page.locator("#notice")).to_contain_text("Lines may be missing from here on")
+    listen = {f"{name.upper()}_LISTEN_ADDR": f"127.0.0.1:{port}" for name, port in first.ports.items()}
+    second = relay(env=listen, wait=None)
+    second.ports = first.ports
+    await asyncio.to_thread(second.wait, "ready")
+    await run.live(timeout=20_000)
+    await expect(run.page.locator("#notice")).to_contain_text("The log is whole again since")
+    run.publish("wepp", "after")
+    gap = "Lines may be missing here: the connection was lost (2 channels)."
+    await expect(run.page.locator(".said")).to_have_text(["before", gap, "after"])
+    await expect(run.page.locator("#checks")).to_have_class("checks")
+    await run.page.locator("#show-gap").click()
+    await expect(run.page.locator(".row.found .said")).to_have_text(gap)
+    await run.page.locator("#seen-gap").click()
+    await expect(run.page.locator("#notice")).to_be_hidden()
+
+
+async def test_what_a_redis_outage_hid_is_said(relay, redis_server, watch):
+    run = await watch(process=relay(env={"REDIS_URL": redis_server.url}), url=redis_server.url)
+    run.publish("wepp", "before")
+    await expect(run.rows).to_have_count(1)
+    redis_server.kill()
+    await expect(run.page.locator("#status-badge")).to_contain_text("Log connected, lines may be missing")
+    await expect(run.page.locator("#checks")).to_have_class("checks stale")
+    await expect(run.page.locator(".row.gap")).to_have_count(1)
+    redis_server.start("--notify-keyspace-events", "Kghx")
+    await expect(run.page.locator("#status-badge [role=status]")).to_have_text("Log connected")
+    await expect(run.page.locator("#checks")).to_have_class("checks")
+    await expect(run.page.locator("#notice")).to_contain_text("Lines may be missing: 1 gap.")
+    run.publish("wepp", "after")
+    gap = "Lines may be missing here: the relay lost Redis (2 channels)."
+    await expect(run.page.locator(".said")).to_have_text(["before", gap, "after"])
+    assert run.tab.complaints == []
+
+
+async def test_a_line_too_large_is_counted(watch):
+    run = await watch()
+    run.publish("wepp", "x" * (1 << 20) + "y" * 100, "next")
+    await expect(run.page.locator("#notice")).to_contain_text("1 line larger than the relay forwards was left out.")
+    await expect(run.page.locator(".said").last).to_have_text("next")
+
+
+async def test_hostile_lines_are_shown_and_do_nothing(watch):
+    run = await watch()
+    lines = [
+        "<script>document.title='owned'</script><img src=x onerror=alert(1)>",
+        "\x1b]0;title\x07\x1b[2J\x00\x08",
+        "abc \u202egnp.exe\u2066\u200f",
+        "one\u2028two",
+        "x" * 1_000_000,
+        'rq:<b> EXCEPTION <img src=x onerror="alert(1)">\u202e',
+    ]
+    run.publish("wepp", *lines)
+    await expect(run.rows).to_have_count(len(lines))
+    texts = await run.page.locator(".said").all_text_contents()
+    assert texts[:3] == [lines[0], "␛]0;title␇␛[2J␀␈", "abc ‹RLO›gnp.exe‹LRI›‹RLM›"]
+    assert len(texts[4]) < 5000
+    assert re.search(r"… \d+,\d+ more characters, in the download$", texts[4])
+    await expect(run.page.locator("#exceptions b")).to_have_text('<img src=x onerror="alert(1)">‹RLO›')
+    assert await run.page.locator("main script, main img").count() == 0
+    assert RUN in await run.page.title()
+    assert await run.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert run.tab.complaints == []
+
+
+async def test_ten_thousand_lines_do_not_stop_the_tab(watch):
+    run = await watch()
+    await run.page.evaluate(
+        """() => {
+            window.longest = 0;
+            let last = performance.now();
+            const look = now => { longest = Math.max(longest, now - last); last = now; requestAnimationFrame(look); };
+            requestAnimationFrame(look);
+        }"""
+    )
+    for part in range(20):
+        run.publish("wepp", *(f"hillslope {n} of 10000 completed in 1.23 s" for n in range(500 * part, 500 * part + 500)))
+        await asyncio.sleep(0.1)  # as a worker writes them: in bursts
+    await expect(run.page.locator(".said").last).to_have_text("hillslope 9999 of 10000 completed in 1.23 s")
+    await expect(run.page.locator(".chip:visible")).to_have_text(["wepp10,000", "soils0"], timeout=2000)
+    assert await run.rows.count() == 3000
+    assert await run.page.locator(".said").first.text_content() == "hillslope 7000 of 10000 completed in 1.23 s"
+    longest = await run.page.evaluate("longest")
+    print(f"longest frame {longest:.0f} ms")
+    assert longest < 500
+
+
+async def test_it_keeps_a_bounded_number_of_lines(watch):
+    run = await watch()
+    for _ in range(4):
+        run.publish("wepp", *("x" * 10_000 for _ in range(300)))
+    await expect(run.page.locator(".chip").first).to_have_text("wepp1,200")
+    await expect(run.page.locator("#count")).to_have_text("400 lines")  # four million characters
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+async def test_nothing_scrolls_sideways(watch, width):
+    long = "batch;;a-name-that-goes-on-and-on-and-on;;" + "and-on-" * 15
+    run = await watch(f"/run/{long}", viewport={"width": width, "height": 740})
+    run.publish("wepp", "unbroken" * 100, f"{JOB} EXCEPTION {'f' * 300}", run=long)
+    run.publish("subcatchment_delineation", "a line", run=long)
+    await expect(run.rows).to_have_count(3)
+    wide = """[...document.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1
+        && !e.closest(".unseen")).map(e => e.id || e.className)"""
+    assert await run.page.evaluate(wide) == []
+    assert await run.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert await run.page.evaluate("log.clientHeight > 100 && log.scrollWidth <= log.clientWidth")
+    await run.page.goto(run.address)
+    assert await run.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
