@@ -1,4 +1,4 @@
-# build | demo | test | check | docs | conformance | fuzz | debug | faults | soak | bench | wheel | clean.  Two commands matter: make demo, and make test.
+# build | demo | test | check | docs | screenshots | conformance | fuzz | debug | faults | soak | bench | wheel | clean.  Two commands matter: make demo, and make test.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +10,7 @@ CORE_TESTS := $(wildcard tests/unit/test_fanout_*.py) tests/unit/test_status.py 
 export RELAY_REQUIRE_CORE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: build demo test check docs conformance fuzz debug other-debug other-asan faults soak bench wheel clean system
+.PHONY: build demo test check docs screenshots conformance fuzz debug other-debug other-asan faults soak bench wheel clean system
 .DELETE_ON_ERROR:
 
 build: build/core.stamp
@@ -30,6 +30,10 @@ check: build
 # The tables of the settings, from the code that reads them.
 docs: build
 	$(BIN)/cog -r -I docs docs/configuration.md
+
+# The pictures of the page in docs/, of a simulated run in Chromium.
+screenshots: build
+	$(BIN)/python docs/screenshots.py
 
 # The Autobahn suite against the echo endpoint of tests/echo.py: `AUTOBAHN=/path/to/wstest` where it is not on PATH.
 conformance: build

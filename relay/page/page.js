@@ -514,7 +514,7 @@ const exceptions = {
       item.dirty = false;
     }
     $("exceptions").hidden = !this.list.length;
-    say($("exceptions-title"), count(this.list.length, "job failed", "jobs failed"));
+    say($("exceptions-title").firstChild, count(this.list.length, "job failed", "jobs failed"));
     title();
   },
   build(item) {
