@@ -215,7 +215,7 @@ const log = {
     while (channel.size > KEPT_SIZE && excess < channel.entries.length - 1) this.forget(channel.entries[excess++]);
     channel.entries.splice(0, excess);
     if (this.fresh.length > 2 * ROWS) this.fresh.splice(0, this.fresh.length - ROWS);  // a hidden tab draws no frames
-    channel.chip.hidden = false;
+    if (channel.total) channel.chip.hidden = false;
     this.ask();
   },
   forget(entry) {
@@ -229,6 +229,7 @@ const log = {
     if (!gap?.kept || gap.text !== line.text || line.at - gap.last > TOGETHER || gap.holes.has(channel.name)) return false;
     gap.holes.add(channel.name);
     gap.last = line.at;
+    exceptions.open.delete(channel);  // what comes after a hole may belong to anything
     if (gap.row) gap.row.lastChild.textContent = this.hole(gap);
     return true;
   },
@@ -553,7 +554,7 @@ const exceptions = {
  * at which this page saw a change, and what was there before it looked has none.
  */
 const checks = {
-  items: new Map(), since: 0, worked: 0,
+  items: new Map(), since: 0, known: 0, worked: 0,
 
   build() {
     this.items.clear();
@@ -580,6 +581,7 @@ const checks = {
   },
   show({ checklist = {}, lock_statuses: locks = {} }) {
     const now = Date.now(), first = !this.since;
+    this.known = now;
     this.since ||= now;
     const unknown = Object.keys(checklist).filter(name => !this.items.has(name)).slice(0, 50);
     if (unknown.length) $("checks").append(this.group("More", unknown.map(name => [name, name])));
@@ -588,6 +590,7 @@ const checks = {
       if (item.done !== !!checklist[item.name]) this.turn(item, now, first);
       if (running.has(item.name) !== !!item.run) this.lock(item, now, first);
     }
+    for (const item of this.items.values()) if (item.fell) item.fell.causes ??= this.causes(item);
     $("locks").hidden = !others.length;
     say($("locks"), `Locked: ${others.map(visible).join(", ")}`);
     $("seen").hidden = ![...this.items.values()].some(item => item.doneAt || item.run);
@@ -609,7 +612,7 @@ const checks = {
     item.done = !item.done;
     if (first) return;
     if (item.done) item.doneAt = now;
-    else item.fell = { at: now, was: item.doneAt };
+    else item.fell = { at: now, was: item.doneAt, causes: null };
     if (item.done) item.fell = null;
     else Object.assign(item, { doneAt: 0, spent: 0, whole: true });
     item.changedAt = now;
@@ -630,22 +633,32 @@ const checks = {
     timeline.span(item, now);
   },
   state(item) { return item.run ? "running" : item.done ? "done" : this.stale(item) ? "stale" : "open"; },
+  needs(item) { return (NEWER_THAN[item.name] ?? []).map(name => this.items.get(name)); },
+  /** Which of those that an item depends on changed after it was done: they took its tick. */
+  causes(item) {
+    const changed = this.needs(item).filter(other => other.changedAt > item.fell.was);
+    const newer = changed.filter(other => other.done);  // those that fell with it have no newer time
+    return newer.length ? newer : changed;
+  },
   /** Why an item that was done is not: what it depends on was done after it. "" where nothing says so. */
   stale(item) {
+    if (item.done || (item.fell && item.last?.to > item.fell.at)) return "";  // or it was done anew itself, and did not end well
     const proven = [...this.items.values()].some(other => other.done && PROVES[other.name]?.includes(item.name));
-    if (item.done || (!proven && !item.fell)) return "";
-    const depends = (NEWER_THAN[item.name] ?? []).map(name => this.items.get(name));
-    const changed = item.fell ? depends.filter(other => other.changedAt > item.fell.was && other.changedAt <= item.fell.at + 1000) : [];
-    if (item.fell && item.last?.to > item.fell.at) return "";  // it was done anew itself, and did not end well
-    const runs = changed.find(other => other.run);
+    const causes = item.fell?.causes?.length ? item.fell.causes : proven ? this.needs(item) : [];
+    const runs = item.fell && causes.find(other => other.run);
     if (runs) return `${runs.label} is being done anew`;
-    const newer = changed.filter(other => other.done);  // those that fell with it have no newer time
-    const names = (newer.length ? newer : changed.length ? changed : proven ? depends : []).map(other => other.label);
+    const names = causes.map(other => other.label);
     return names.length ? `older than ${names.join(names.length > 2 ? ", " : " or ").replace(/, ([^,]*)$/, " or $1")}` : "";
+  },
+  /** The time up to which the checklist is known: while the connection is away it stands still. */
+  now() {
+    const live = current.list?.state === "live" && !current.list.missing;
+    if (live) this.known = Date.now();
+    return { now: this.known, live };
   },
   tick() {
     if (!this.since) return;
-    const now = Date.now();
+    const { now, live } = this.now();
     let done = 0, running = 0;
     for (const item of this.items.values()) {
       const state = this.state(item);
@@ -657,7 +670,7 @@ const checks = {
       const about = item.doneAt ? `Seen done at ${clock(item.doneAt)}` : item.done ? `Done before ${clock(this.since)}, when this page began to look` : "";
       if (item.element.title !== about) item.element.title = about;
     }
-    say($("progress"), `${done} done${running ? `, ${running} running` : ""}`);
+    say($("progress"), `${done} done${running ? `, ${running} running` : ""}${live ? "" : `, as of ${clock(now)}`}`);
   },
   word(item, state, now) {
     if (state === "running") return `running ${item.run.exact ? "" : "> "}${lasting(now - item.run.from)}`;
@@ -696,7 +709,7 @@ const timeline = {
   },
   draw() {
     const steps = [...new Set([...this.spans, ...this.marks].sort((one, other) => (one.from ?? one.at) - (other.from ?? other.at)).map(one => one.item))];
-    const now = Date.now();
+    const { now } = checks.now();
     const from = Math.min(now - 10000, ...this.spans.map(span => span.from), ...this.marks.map(mark => mark.at));
     const to = checks.busy() ? now : Math.max(from + 10000, ...this.spans.map(span => span.to || now), ...this.marks.map(mark => mark.at));
     say($("timeline-note"), steps.length ? `${count(steps.length, "step")} seen, ${clock(from)} to ${clock(to)}` : "nothing seen yet");
@@ -764,7 +777,7 @@ function badge(id, label, streams, messages) {
   const retry = Math.min(...streams.filter(stream => stream.retryAt > now).map(stream => stream.retryAt));
   const last = Math.max(0, ...streams.map(stream => stream.lastMessageAt));
   const wait = retry < Infinity ? `back in ${Math.ceil((retry - now) / 1000)} s` : "";
-  say(element.lastChild, wait && state !== "live" ? wait : last ? (now - last < 1500 ? "now" : `${lasting(now - last)} ago`) : "");
+  say(element.lastChild, wait && state !== "live" ? wait : last ? `${messages} ${now - last < 1500 ? "just now" : `${lasting(now - last)} ago`}` : "");
   element.title = last ? `Last ${messages} at ${clock(last)}` : `No ${messages} yet`;
 }
 
