@@ -171,7 +171,7 @@ function wrongChannel(name) { return wrong(name, "channel", "A-Za-z0-9_.\\-", "l
 /** Lines are kept by channel and drawn once per animation frame, however fast they come. */
 const log = {
   box: $("log"), channels: new Map(), shown: [], fresh: [], filter: null, following: true, paused: false,
-  seq: 0, unseen: 0, waiting: 0, hits: 0, unread: 0, gap: null, top: 0, frame: 0,
+  seq: 0, unseen: 0, waiting: 0, hits: 0, unread: 0, gap: null, top: 0, resized: -1000, frame: 0,
 
   add(name) {
     const channel = { name, entries: [], size: 0, total: 0, hidden: false, chip: this.chip(name), stream: null };
@@ -396,6 +396,8 @@ const log = {
       : "Nothing published yet. Lines appear here as the run writes them.");
   },
   scrolled() {
+    // A window that turns or shrinks scrolls too, and says so first; that is no reader who wants to look back.
+    if (this.following && performance.now() - this.resized < 300) return this.toEnd();
     const top = this.box.scrollTop, atEnd = this.box.scrollHeight - top - this.box.clientHeight < 30;
     const following = atEnd || (this.following && top >= this.top - 1);
     this.top = top;
@@ -955,6 +957,7 @@ $("show-gap").onclick = () => { if (!log.gap || !log.show(log.gap)) $("show-gap"
 $("seen-gap").onclick = () => { Object.assign(current, { seenHoles: current.holes, seenLarge: current.large }); notice(); };
 $("log").addEventListener("scroll", () => log.scrolled(), { passive: true });
 $("timeline").ontoggle = () => timeline.ask();
+addEventListener("resize", () => { log.resized = performance.now(); });
 sizes.observe($("log"));
 new ResizeObserver(() => timeline.ask()).observe($("timeline"));
 addEventListener("keydown", event => {
