@@ -30,7 +30,10 @@ def tab(browser: Browser, address: str, options: dict[str, object]) -> Page:
 def main() -> None:
     """Watch a run in three windows, and take each when the watershed is routed."""
     command = [sys.executable, "-m", "relay", "demo", "--run", RUN, "--speed", "2", "--once"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=DOCS.parent) as demo, sync_playwright() as play:
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=DOCS.parent) as demo,
+        sync_playwright() as play,
+    ):
         try:
             host = re.match(r"http://[^/]+", demo.stdout.readline())[0]
             browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])

@@ -36,6 +36,8 @@ const PROVES = {
   rap_ts: ["climate"], openet_ts: ["climate"], rusle: ["climate"], wepp: INPUTS, geneva: INPUTS, run_path_ce: ["wepp"], roads: ["wepp"],
   observed: [...INPUTS, "wepp"], debris: [...INPUTS, "wepp"], watar: [...INPUTS, "wepp"],
 };
+const LONGEST = 175;  // characters of a run id: with the longest channel they are the 200 that the relay takes
+const OWN = ["relay.js", "livez", "readyz", "metrics", "health"];  // addresses of the relay itself
 const KEPT = 3000, KEPT_SIZE = 4e6;  // lines and characters of a channel: a 30-minute tab must not grow
 const ROWS = 3000;  // drawn, and at most a block more; what is older is in the download
 const BLOCK = 50;  // rows that the browser lays out together, or not at all where they are out of sight: 200 new rows take 30 ms or 3
@@ -130,7 +132,7 @@ function wrong(name, what, allowed, words) {
   const shown = visible(name.length > 60 ? `${name.slice(0, 60)}…` : name);
   const signs = bad.slice(0, 5).map(sign => sign === " " ? "a space" : `“${visible(sign)}”`).join(", ");
   if (bad.length) return `“${shown}” is no ${what}: it has ${signs}. Only ${words} may be in it.`;
-  if (name.length > 180) return `This ${what} has ${name.length} characters; 180 are the most.`;
+  if (name.length > LONGEST) return `This ${what} has ${name.length} characters; ${LONGEST} are the most.`;
   if (/^\.*$/.test(name) || name.startsWith("__")) return `“${shown}” is no ${what}: ${name ? "one of dots only, or with __ in front, cannot be" : "it is empty"}.`;
   if (name.split(";;").length > 5) return `“${shown}” is no ${what}: it has more than five parts between “;;”.`;
   return "";
@@ -163,7 +165,10 @@ const recent = {
   },
 };
 
-function wrongRun(run) { return wrong(run, "run id", "A-Za-z0-9_.;\\-", "letters, digits and _ . ; -"); }
+function wrongRun(run) {
+  if (OWN.includes(run)) return `“${run}” is no run id: it is an address of the relay itself.`;
+  return wrong(run, "run id", "A-Za-z0-9_.;\\-", "letters, digits and _ . ; -");
+}
 function wrongChannel(name) { return wrong(name, "channel", "A-Za-z0-9_.\\-", "letters, digits and _ . -"); }
 
 // --- the log ---------------------------------------------------------------------------------------------------
@@ -789,6 +794,8 @@ function notice() {
   const words = [];
   const reason = [...refused, current.list].find(stream => stream?.state === "refused")?.closeReason;
   if (reason !== undefined) words.push(`The relay refuses ${refused.length === streams.length || !refused.length ? "this run" : refused.map(stream => visible(stream.channel)).join(", ")}: ${visible(reason || "no reason given")}.`);
+  const strange = [...streams, current.list].every(stream => !stream.lastFrameAt) && streams.find(stream => stream.closeReason);
+  if (strange) words.push(`Not connected: ${visible(strange.closeReason)}.${address.query().has("token") ? "" : " Where it asks for a token, open this page with ?token=."}`);
   if (holes) words.push(streams.some(stream => stream.missing) ? "Lines may be missing from here on, until the log is whole again." : `Lines may be missing: ${count(holes, "gap")}. The log is whole again since.`);
   if (large) words.push(`${count(large, "line")} larger than the relay forwards ${large === 1 ? "was" : "were"} left out.`);
   $("notice").hidden = !words.length;
@@ -801,7 +808,7 @@ function title() {
   const streams = current.list ? [current.list, ...[...log.channels.values()].map(channel => channel.stream)] : [];
   const lost = streams.some(stream => ["stale", "waiting", "refused"].includes(stream.state));
   const over = checks.worked && !checks.busy() && Date.now() - checks.worked > 3000;
-  const mark = lost ? "✗ no connection:" : exceptions.list.length ? "✗ failed:" : over && !log.unread ? "✓ done" : log.unread ? `● ${log.unread}` : "●";
+  const mark = lost ? "✗ no connection:" : exceptions.list.length ? "✗ failed:" : over ? "✓ done" : log.unread ? `● ${log.unread}` : "●";
   const text = name ? `${mark} ${name} · WEPPcloud run` : "WEPPcloud run";
   if (document.title !== text) document.title = text;
 }
@@ -937,12 +944,15 @@ $("add").onsubmit = event => {
 };
 $("known").replaceChildren(...[...OTHER_CHANNELS, ...CHANNELS].sort().map(name => Object.assign(document.createElement("option"), { value: name })));
 $("filter").oninput = () => log.find($("filter").value);
-$("filter").onkeydown = event => {
-  if (event.key !== "Escape") return;
-  event.preventDefault();
+function unfilter() {
   $("filter").value = "";
   log.find("");
   $("log").focus({ preventScroll: true });
+}
+$("filter").onkeydown = event => {
+  if (event.key !== "Escape") return;
+  event.preventDefault();
+  unfilter();
 };
 $("pause").onclick = () => log.pause(!log.paused);
 $("copy").onclick = () => log.copy();
@@ -961,6 +971,7 @@ addEventListener("resize", () => { log.resized = performance.now(); });
 sizes.observe($("log"));
 new ResizeObserver(() => timeline.ask()).observe($("timeline"));
 addEventListener("keydown", event => {
+  if (event.key === "Escape" && $("filter").value && !event.target.closest("input")) unfilter();
   if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea") || $("watched").hidden) return;
   event.preventDefault();
   $("filter").focus();

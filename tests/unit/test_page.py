@@ -118,4 +118,6 @@ def test_a_tick_proves_that_these_have_a_time():
     for fields, ticked in states():
         for item, others in proves.items():
             for other in others if ticked[item] else ():
-                assert any(f"timestamps:{task}".encode() in fields for task in TASKS[other]), f"{item}, {other}: {fields}"
+                assert any(f"timestamps:{task}".encode() in fields for task in TASKS[other]), (
+                    f"{item}, {other}: {fields}"
+                )
