@@ -145,11 +145,11 @@ async def test_a_run_is_chosen_by_hand_and_the_back_button_goes_back(watch):
     assert run.tab.complaints == []
 
 
-@pytest.mark.parametrize("path", [f"/?run={RUN}", f"/#{RUN}"])
-async def test_older_addresses_still_lead_to_the_run(watch, path):
-    run = await watch(path)
-    await expect(run.page).to_have_url(f"{run.address}/run/{RUN}")
-    await run.live()
+async def test_older_addresses_still_lead_to_the_run(watch):
+    run = await watch(f"/?run={RUN}&channels=wepp")
+    await expect(run.page).to_have_url(f"{run.address}/run/{RUN}?channels=wepp")
+    await run.page.goto(f"{run.address}/#other-run")
+    await expect(run.page).to_have_url(f"{run.address}/run/other-run")
 
 
 async def test_what_is_wrong_with_a_run_id_is_said(watch):
@@ -499,18 +499,19 @@ async def test_it_keeps_a_bounded_number_of_lines(watch):
     await expect(run.page.locator("#count")).to_have_text("210 lines")  # four million characters
 
 
-@pytest.mark.parametrize("width", [360, 768, 1280])
-async def test_nothing_scrolls_sideways(watch, width):
+async def test_nothing_scrolls_sideways(watch):
     long = "batch;;a-name-that-goes-on-and-on-and-on;;" + "and-on-" * 15
-    run = await watch(f"/run/{long}", viewport={"width": width, "height": 740})
+    run = await watch(f"/run/{long}")
     run.publish("wepp", "unbroken" * 100, f"{JOB} EXCEPTION {'f' * 300}", run=long)
     run.publish("subcatchment_delineation", "a line", run=long)
     await expect(run.rows).to_have_count(3)
     wide = """[...document.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1
         && !e.closest(".unseen")).map(e => e.id || e.className)"""
-    assert await run.page.evaluate(wide) == []
-    assert await run.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert await run.page.evaluate("log.clientHeight > 100 && log.scrollWidth <= log.clientWidth")
+    for width in (1280, 768, 360):
+        await run.page.set_viewport_size({"width": width, "height": 740})
+        assert await run.page.evaluate(wide) == [], f"wider than {width}"
+        assert await run.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert await run.page.evaluate("log.clientHeight > 100 && log.scrollWidth <= log.clientWidth")
     await run.page.goto(run.address)
     assert await run.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
