@@ -311,6 +311,20 @@ async def test_lines_are_copied_and_kept_in_a_file(watch):
     assert run.tab.complaints == []
 
 
+async def test_the_title_of_a_tab_in_the_background_counts_lines(watch):
+    run = await watch()
+    turn = """hidden => {
+        Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    await run.page.evaluate(turn, True)
+    run.publish("wepp", *(f"line {n}" for n in range(12)))
+    await expect(run.page).to_have_title(f"● 12 {RUN} · WEPPcloud run")
+    await run.page.evaluate(turn, False)
+    await expect(run.page).to_have_title(f"● {RUN} · WEPPcloud run")
+    await expect(run.rows).to_have_count(12)
+
+
 async def test_levels_and_colours_are_shown(watch):
     run = await watch()
     run.publish("wepp", "ERROR: a", "2026 WARNING b", "0 errors", "\x1b[1;31mred\x1b[0m", f"{JOB} STARTED f(x)")
