@@ -176,7 +176,7 @@ function wrongChannel(name) { return wrong(name, "channel", "A-Za-z0-9_.\\-", "l
 /** Lines are kept by channel and drawn once per animation frame, however fast they come. */
 const log = {
   box: $("log"), channels: new Map(), shown: [], fresh: [], filter: null, following: true, paused: false,
-  seq: 0, unseen: 0, waiting: 0, hits: 0, unread: 0, gap: null, top: 0, resized: -1000, frame: 0,
+  seq: 0, unseen: 0, waiting: 0, hits: 0, unread: 0, gap: null, top: 0, resized: -1000, frame: 0, asked: false,
 
   add(name) {
     const channel = { name, entries: [], size: 0, total: 0, hidden: false, chip: this.chip(name), stream: null };
@@ -241,9 +241,21 @@ const log = {
   hole(gap) { return gap.holes.size > 1 ? `${gap.text.replace(/\.$/, "")} (${gap.holes.size} channels).` : gap.text; },
   shows(entry) { return !entry.channel.hidden && (!this.filter || this.filter.test(plain(entry.text))); },
 
-  ask() { this.frame ||= requestAnimationFrame(() => this.draw()); },
-  draw() {
+  /** With the next frame; then rest as long as it took: a page that only draws takes nothing from its websockets (1013). */
+  ask() {
+    this.asked = true;
+    if (this.frame) return;
+    this.frame = requestAnimationFrame(began => {
+      this.asked = false;
+      this.draw();
+      setTimeout(() => setTimeout(() => this.rested(), performance.now() - began));  // a timer comes after the drawing
+    });
+  },
+  rested() {
     this.frame = 0;
+    if (this.asked) this.ask();
+  },
+  draw() {
     let drawn = Math.max(0, this.fresh.length - ROWS);
     const end = Math.min(this.fresh.length, drawn + DRAWING);
     while (drawn < end) {
