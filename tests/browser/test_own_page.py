@@ -197,6 +197,7 @@ async def test_channels_are_added_hidden_and_counted(watch):
     await run.tab.until(lambda: run.tab.sockets(f"{RUN}:roads?v=2"), "a third channel")
     await run.live()
     run.publish("roads", "graded")
+    await expect(run.rows).to_have_count(1)
     run.publish("wepp", "one", "two")
     await expect(run.rows).to_have_count(3)
     chip = run.page.get_by_role("button", name=re.compile("^wepp"))
@@ -283,6 +284,7 @@ async def test_lines_are_copied_and_kept_in_a_file(watch):
     run = await watch()
     await run.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     run.publish("wepp", "one", "two\nlines")
+    await expect(run.rows).to_have_count(2)  # two channels keep no order among them
     run.publish("soils", "clay")
     await expect(run.rows).to_have_count(3)
     await run.page.get_by_role("button", name=re.compile("^soils")).click()
@@ -421,11 +423,13 @@ async def test_it_comes_back_after_a_restart_of_the_relay(relay, watch):
     await run.live(timeout=20_000)
     await expect(run.page.locator("#notice")).to_contain_text("The log is whole again since")
     run.publish("wepp", "after")
-    gap = "Lines may be missing here: the connection was lost (2 channels)."
-    await expect(run.page.locator(".said")).to_have_text(["before", gap, "after"])
+    await expect(run.page.locator(".said").last).to_have_text("after")
+    first, *gaps, _last = await run.page.locator(".said").all_text_contents()
+    assert (first, gaps[0]) == ("before", "Lines may be missing here: the connection was lost (2 channels).")
+    assert len(gaps) <= 2  # a channel that came back before the relay had its Redis says that too
     await expect(run.page.locator("#checks")).to_have_class("checks")
     await run.page.locator("#show-gap").click()
-    await expect(run.page.locator(".row.found .said")).to_have_text(gap)
+    await expect(run.page.locator(".row.found .said")).to_have_text(gaps[-1])
     await run.page.locator("#seen-gap").click()
     await expect(run.page.locator("#notice")).to_be_hidden()
 
