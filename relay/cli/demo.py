@@ -88,7 +88,7 @@ def _demo(
         if not _ready(port, server, ending):
             return
     client.configure(url=redis.url)
-    click.echo(f"http://{HOST}:{status}/?run={run}")
+    click.echo(f"http://{HOST}:{status}/run/{run}")
 
     def pause(seconds: float) -> bool:
         if server.poll() is not None:

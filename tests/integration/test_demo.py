@@ -17,7 +17,7 @@ import redis
 from playwright.sync_api import sync_playwright
 from websockets.sync.client import connect
 
-ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)/\?run=(.+)")
+ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)/run/(.+)")
 
 
 class Demo:
