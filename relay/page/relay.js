@@ -989,5 +989,6 @@ function items({ checklist = {}, lock_statuses: locks = {} }) {
   });
 }
 
-globalThis.customElements?.define("relay-log", RelayLog);
-globalThis.customElements?.define("relay-checklist", RelayChecklist);
+// A page may come by the module under two addresses, with a query and without one: the first to be run defines them.
+for (const [name, element] of [["relay-log", RelayLog], ["relay-checklist", RelayChecklist]])
+  if (globalThis.customElements && !customElements.get(name)) customElements.define(name, element);
