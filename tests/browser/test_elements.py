@@ -20,14 +20,15 @@ HELP = """
         document.dispatchEvent(new Event("visibilitychange"));
     };
 """
-# Which animation frame it is, how long each took, and in which of them the rows of the log changed.
+# How long the longest animation frame took, and the times of those in which the rows of the log changed.
 FRAMES = """
     globalThis.longest = 0, globalThis.drawn = [];
     let last = performance.now();
     const next = now => { longest = Math.max(longest, now - last); last = now; requestAnimationFrame(next); };
     requestAnimationFrame(next);
     const log = element().shadowRoot.querySelector(".log");
-    new MutationObserver(() => drawn.push(document.timeline.currentTime)).observe(log, { childList: true, subtree: true });
+    const draws = new MutationObserver(() => drawn.push(document.timeline.currentTime));
+    draws.observe(log, { childList: true, subtree: true });
     null
 """
 
