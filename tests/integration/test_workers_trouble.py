@@ -1,0 +1,81 @@
+"""What a supervisor does about workers that hang or cannot be started: its patience shortened, the rest as it is."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from relay.cli import embedded
+from tests.conftest import ROOT
+from tests.integration.peers import Peer, wait_for
+
+PROGRAM = "import relay.workers as workers; {}; from relay.cli.main import main; main()"
+ONCE = """
+import asyncio, errno, types
+started = []
+async def start(*args, **options):
+    started.append(args)
+    if len(started) == 3:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+    return await asyncio.create_subprocess_exec(*args, **options)
+workers.asyncio = types.SimpleNamespace(**{**vars(asyncio), "create_subprocess_exec": start})
+"""
+
+
+@pytest.fixture
+def supervise(redis_url, tmp_path):
+    """Two workers under a supervisor in which `patch` has been run: its process, its log, its address."""
+    with contextlib.ExitStack() as stack:
+
+        def start(patch):
+            port = embedded.free_port()
+            log = tmp_path / "stderr"
+            code = PROGRAM.format(f"exec({patch!r})")
+            with log.open("wb") as file:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", code, "serve", "status", "--workers", "2"],
+                    cwd=ROOT,
+                    env=os.environ
+                    | {"REDIS_URL": redis_url, "STATUS_LISTEN_ADDR": f"127.0.0.1:{port}", "RELAY_DRAIN": "0s"},
+                    stderr=file,
+                )
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+            wait_for(lambda: "2 workers serve" in log.read_text(), "all workers", patience=30)
+            return process.pid, log, f"ws://127.0.0.1:{port}/run:wepp"
+
+        yield start
+
+
+def children(pid):
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+def test_one_that_hangs_is_killed_and_another_one_comes(supervise):
+    pid, log, url = supervise("workers.STUCK = 3")
+    before = children(pid)
+    stuck = min(before)
+    os.kill(stuck, signal.SIGSTOP)
+    try:
+        wait_for(lambda: f"worker {stuck} hangs: it is killed" in log.read_text(), "the end of it", patience=20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(stuck, signal.SIGCONT)
+    wait_for(lambda: len(children(pid) - {stuck}) == 2, "another one", patience=20)
+    assert "(signal 9)" in log.read_text()
+    with Peer(url):
+        pass
+
+
+def test_a_process_that_cannot_be_started_is_tried_again(supervise):
+    pid, log, url = supervise(ONCE)
+    killed = min(children(pid))
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: "no worker can be started ([Errno 11]" in log.read_text(), "the failure", patience=20)
+    with Peer(url):
+        pass  # by the other one
+    wait_for(lambda: len(children(pid) - {killed}) == 2, "another try", patience=20)
