@@ -29,7 +29,7 @@ _STATUSES = dict.fromkeys((101, 200, 400, 401, 403, 404, 405, 408, 426, 431, 500
 Histogram = tuple[tuple[float, ...], tuple[int, ...], float]
 
 # Of the counters of a service those that say how it is now, and end with their process.
-_STATES = ("connections", "topics", "backlogs", "backlog_bytes")
+_STATES = ("connections", "streams", "topics", "backlogs", "backlog_bytes")
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -217,8 +217,13 @@ def _by_service(reading: Reading) -> str:
 
 def _service(reading: Reading) -> Iterator[Metric]:
     prefix, counters = f"{reading.service}2", reading.counters
-    yield GaugeMetricFamily(f"{prefix}_connections_active", "Websockets open now.", counters["connections"])
-    yield CounterMetricFamily(f"{prefix}_connections_opened", "Websockets opened.", counters["opened"])
+    yield GaugeMetricFamily(
+        f"{prefix}_connections_active", "Websockets and event streams open now.", counters["connections"]
+    )
+    yield GaugeMetricFamily(f"{prefix}_event_streams", "Those of them that are event streams.", counters["streams"])
+    yield CounterMetricFamily(
+        f"{prefix}_connections_opened", "Websockets and event streams opened.", counters["opened"]
+    )
     yield GaugeMetricFamily(f"{prefix}_topics", "Runs or channels watched now.", counters["topics"])
     yield from _clients(prefix, reading)
     yield from _redis(prefix, reading)

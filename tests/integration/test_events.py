@@ -92,6 +92,18 @@ def test_a_run_as_events(standing, stream, database):
         assert peer.message()["type"] == "preflight"
 
 
+def test_streams_are_counted(relay, stream):
+    process = relay("status", env={"STATUS_METRICS_ENABLED": "true"})
+    events = stream(process.status_url, "/e13:wepp")
+    events.until("ready")
+    with Peer(f"{process.status_url}/e13:wepp"):
+        said = ask(process.status_url, head("/metrics")).body.decode()
+        assert "\nstatus2_event_streams 1.0\n" in said
+        assert "\nstatus2_connections_active 2.0\n" in said
+    events.drop()
+    wait_for(lambda: "streams 0.0\n" in ask(process.status_url, head("/metrics")).body.decode(), "it is gone")
+
+
 def test_streams_begin_at_different_times_again(standing, stream):
     waits = set()
     for _ in range(8):
