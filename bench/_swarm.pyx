@@ -1,5 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The load generator: thousands of websocket clients in one thread, and a publisher in another, without the interpreter.
+"""The load generator: thousands of clients in one thread, and a publisher in another, without the interpreter.
+
+Clients are websockets, and so many of them as is said listen to event streams (RFC 6455; WHATWG HTML, section 9.2).
 
 A client is a C struct and a socket in one epoll set; what is read goes through one buffer that all share, and each frame
 is compared byte for byte with what it should be. The interpreter runs twice for each handshake and for what is unusual:
@@ -18,6 +20,9 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawRealloc
 from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy, memset
+
+cdef extern from "<string.h>" nogil:
+    void *memmem(const void *where, size_t size, const void *what, size_t what_size)
 
 import base64
 import hashlib
@@ -47,7 +52,7 @@ cdef bytes GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 
 @cython.final
 cdef class Swarm(Sockets):
-    """Websocket clients, all of one server. Its methods belong to one thread; `received` may be called from any.
+    """Clients, all of one server. Its methods belong to one thread; `received` may be called from any.
 
     Args:
         family: AF_INET, AF_INET6 or AF_UNIX.
@@ -56,6 +61,7 @@ cdef class Swarm(Sockets):
         paths: request targets; client i watches `paths[i % len(paths)]`.
         clients: how many in all; `open` opens them.
         stalled: so many of them, the last ones, get a small receive buffer and read nothing after their 101.
+        streams: so many of them, the first ones, ask for an event stream in place of a websocket.
         origin: the Origin field; empty: none.
         headers: more fields, (name, value).
         sources: connect from so many addresses 127.0.0.1, 127.0.0.2, ... in turn (AF_INET, loopback only), as one has
@@ -70,7 +76,8 @@ cdef class Swarm(Sockets):
 
     cdef readonly Py_ssize_t topics     # how many paths
     cdef list requests                  # for each topic the request up to the value of its key
-    cdef bytes fields                   # and what follows the key
+    cdef list stream_requests           # and up to the fields where no key is sent
+    cdef bytes fields                   # what follows
     cdef uint32_t begun                 # clients [0, begun) were begun
     cdef uint32_t sources
     cdef int family
@@ -85,8 +92,8 @@ cdef class Swarm(Sockets):
     def __cinit__(self):
         self.ep = -1
 
-    def __init__(self, *, int family, address, bytes host, paths, uint32_t clients, uint32_t stalled=0, bytes origin=b"",
-                 headers=(), uint32_t sources=0, tls=None, server_hostname=None):
+    def __init__(self, *, int family, address, bytes host, paths, uint32_t clients, uint32_t stalled=0,
+                 uint32_t streams=0, bytes origin=b"", headers=(), uint32_t sources=0, tls=None, server_hostname=None):
         cdef uint32_t i
         if self.books is not NULL:
             raise RuntimeError("a swarm is made once")
@@ -110,6 +117,7 @@ cdef class Swarm(Sockets):
             self.clients[i].fd = -1
             self.clients[i].topic = i % <uint32_t>self.topics
             self.clients[i].stalls = clients - i <= stalled
+            self.clients[i].streams = i < streams
         self.ep = epoll_create1(EPOLL_CLOEXEC)
         if self.ep < 0:
             raise OSError(errno, os.strerror(errno))
@@ -133,6 +141,9 @@ cdef class Swarm(Sockets):
             b"GET %b HTTP/1.1\r\nHost: %b\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
             b"Sec-WebSocket-Key: " % (path, host)
             for path in paths
+        ]
+        self.stream_requests = [
+            b"GET %b HTTP/1.1\r\nHost: %b\r\nAccept: text/event-stream" % (path, host) for path in paths
         ]
         return 0
 
@@ -230,10 +241,13 @@ cdef class Swarm(Sockets):
         return self.hang_up(c, 0) if fed == 0 else 0
 
     cdef int ask(self, Client *c) except -1:
-        cdef bytes key = base64.b64encode(os.urandom(16))
-        cdef bytes request = self.requests[c.topic] + key + self.fields
-        self.accepts[c - self.clients] = base64.b64encode(hashlib.sha1(key + GUID).digest())
+        cdef bytes key = base64.b64encode(os.urandom(16)), request
         c.stage = ASKED
+        if c.streams:
+            request = self.stream_requests[c.topic] + self.fields
+        else:
+            request = self.requests[c.topic] + key + self.fields
+            self.accepts[c - self.clients] = base64.b64encode(hashlib.sha1(key + GUID).digest())
         return self.transmit(c, <const unsigned char *>PyBytes_AS_STRING(request), len(request))
 
     # ---- serving ----
@@ -334,12 +348,16 @@ cdef class Swarm(Sockets):
             "damaged": self.damaged, "other": self.other, "pings": self.pings, "bytes": self.bytes,
         }
 
-    def latencies(self) -> list:
-        """From the stamp to the read that brought it: (upper bound in µs, count), ascending, to 1/32 or 1 µs."""
-        return buckets(self.latency)
+    def latencies(self, *, bint streams=False) -> list:
+        """From the stamp to the read that brought it: (upper bound in µs, count), ascending, to 1/32 or 1 µs.
+
+        Args:
+            streams: those of the event streams; else those of the websockets.
+        """
+        return buckets(self.latency[1 if streams else 0])
 
     def handshakes(self) -> list:
-        """From connect() to the 101, in the same way."""
+        """From connect() to the 101, or the 200 of an event stream, in the same way."""
         return buckets(self.handshake)
 
     def per_client(self) -> list:

@@ -15,6 +15,7 @@ cdef struct Client:
     bint fresh              # has got nothing yet
     bint opened             # was open once
     bint stalls
+    bint streams            # listens to an event stream, not to a websocket
     uint32_t topic
     int64_t expected        # number of the next message
     uint64_t seen           # bit k: whether message expected - 1 - k has come
@@ -38,7 +39,7 @@ cdef class Rows:
     cdef int64_t reordered
     cdef int64_t damaged
     cdef int64_t other
-    cdef uint64_t latency[BUCKETS]
+    cdef uint64_t latency[2][BUCKETS]   # of websockets, of event streams
 
     cdef bint recognise(self, Client *c, const unsigned char *data, size_t size) noexcept nogil:
         """Whether the text of a frame is byte for byte one of ours; if so it is entered."""
@@ -113,7 +114,7 @@ cdef class Rows:
             return
         c.delivered += 1
         store(&self.books.delivered, self.books.delivered + 1)
-        note(self.latency, since(self.now, <uint64_t>stamp))
+        note(self.latency[1 if c.streams else 0], since(self.now, <uint64_t>stamp))
 
     cdef void advance(self, Client *c, int64_t missing) noexcept nogil:
         """The row goes on behind `missing` messages that should have come first."""

@@ -193,7 +193,7 @@ cdef class Sockets(Rows):
         """One read; with TLS until nothing is left, as what it has decrypted wakes nobody."""
         cdef ssize_t size
         while True:
-            if c.stage == OPEN and c.room > LARGE:
+            if c.stage == OPEN and c.room > LARGE and not c.streams:
                 size = self.fill(c)
             else:
                 if c.have:
@@ -230,7 +230,10 @@ cdef class Sockets(Rows):
             fresh = size - used
         if c.stage == OPEN:
             self.bytes += fresh
-            used += <size_t>self.take_frames(c, data + used, size - used)
+            if c.streams:
+                used += <size_t>self.take_events(c, data + used, size - used)
+            else:
+                used += <size_t>self.take_frames(c, data + used, size - used)
         if c.stage == OPEN or c.stage == ASKED:
             self.keep(c, data + used, size - used)
         return 0
@@ -262,7 +265,8 @@ cdef class Sockets(Rows):
         cdef int status = 0
         if end < 0 and size < MOST_ANSWER:
             return 0
-        status, trouble = judge(head[:end] if end >= 0 else b"", self.accepts[c - self.clients])
+        head = head[:end] if end >= 0 else b""
+        status, trouble = judge_stream(head) if c.streams else judge(head, self.accepts[c - self.clients])
         if trouble:
             self.complain(trouble)
             self.hang_up(c, status)
@@ -271,7 +275,7 @@ cdef class Sockets(Rows):
         return <size_t>end + 4
 
     cdef int opens(self, Client *c) except -1:
-        self.accepts.pop(c - self.clients)
+        self.accepts.pop(c - self.clients, None)
         self.connecting -= 1
         self.open_now += 1
         self.opened += 1
@@ -329,6 +333,36 @@ cdef class Sockets(Rows):
             self.bid_farewell(c, data[0] << 8 | data[1] if size >= 2 else NO_CODE)
         return 0
 
+    cdef ssize_t take_events(self, Client *c, const unsigned char *data, size_t size) except -1 nogil:
+        """Serves the whole events (WHATWG HTML, 9.2.6), as the relay writes them; how many bytes they had."""
+        cdef const unsigned char *end
+        cdef size_t at = 0
+        while c.stage == OPEN:
+            end = <const unsigned char *>memmem(data + at, size - at, b"\n\n", 2)
+            if end is NULL:
+                break
+            self.take_event(c, data + at, end - (data + at))
+            at = end + 2 - data
+        if c.stage == OPEN and size - at == INBOX:
+            self.damaged += 1  # longer than what is read at once
+            self.hang_up(c, TOO_BIG)
+        return <ssize_t>at
+
+    cdef int take_event(self, Client *c, const unsigned char *event, size_t size) except -1 nogil:
+        cdef const unsigned char *line = event
+        if size and event[0] == b":":
+            self.pings += 1
+            return 0
+        if size > 7 and memcmp(event, b"event: ", 7) == 0:
+            line = <const unsigned char *>memchr(event, b"\n", size)
+            line = event + size if line is NULL else line + 1
+        size -= line - event
+        if size < 6 or memcmp(line, b"data: ", 6) != 0:
+            return 0  # when to come back, or nothing
+        if self.recognise(c, line + 6, size - 6):
+            return 0
+        return self.take_other(c, line + 6, size - 6)
+
     cdef int take_other(self, Client *c, const unsigned char *data, size_t size) except -1 nogil:
         """A text that is no message as we would have written it."""
         if size == 15 and memcmp(data, JSON_PING, 15) == 0:
@@ -339,6 +373,9 @@ cdef class Sockets(Rows):
                 message = json.loads(data[:size])
             except (ValueError, RecursionError):
                 message = None
+            if c.streams and isinstance(message, dict) and message.get("type") == "close":
+                code = message.get("code")
+                return self.hang_up(c, code if isinstance(code, int) and 0 < code < 1 << 16 else NO_CODE)
             if isinstance(message, dict) and message.get("type") == "ping":
                 self.pings += 1
                 return self.answer(c, TEXT, <const unsigned char *>JSON_PONG, 15)
@@ -347,10 +384,12 @@ cdef class Sockets(Rows):
     # ---- out ----
 
     cdef int answer(self, Client *c, int opcode, const unsigned char *data, size_t size) except -1 nogil:
-        """Sends a frame of at most 125 bytes, masked (RFC 6455, 5.3)."""
+        """Sends a frame of at most 125 bytes, masked (RFC 6455, 5.3); a client of an event stream has nothing to say."""
         cdef unsigned char frame[6 + SMALL_FRAME]
         cdef uint32_t mask
         cdef size_t i
+        if c.streams:
+            return 0
         self.mask = self.mask * 1664525 + 1013904223
         mask = self.mask
         frame[0] = <unsigned char>(0x80 | opcode)
@@ -410,7 +449,7 @@ cdef class Sockets(Rows):
             self.connecting -= 1
             self.refused[code] = self.refused.get(code, 0) + 1
             self.accepts.pop(c - self.clients, None)
-            return self.complain("the connection ended before the answer to the upgrade")
+            return self.complain("the connection ended before the answer to its request")
 
     cdef void drop(self, Client *c) noexcept nogil:
         """The one place where a socket is closed."""
@@ -441,19 +480,37 @@ cdef inline bint is_broken(unsigned char first, unsigned char second, uint64_t l
     return opcode != TEXT and opcode != BINARY
 
 
-cdef tuple judge(bytes head, bytes accept):
-    """The answer to an upgrade (RFC 6455, 4.1) -> HTTP status, and what is wrong with it or ''."""
+cdef tuple parse_answer(bytes head):
+    """(HTTP status, status line, fields by lower-case name) (RFC 9112, 4); status 0: it is none."""
     cdef bytes line, name, value
     lines = head.split(b"\r\n")
     first = lines[0].split(b" ", 2)
     if len(first) < 2 or not first[0].startswith(b"HTTP/1.") or not (len(first[1]) == 3 and first[1].isdigit()):
-        return 0, f"the answer is no HTTP: {bytes(head[:60])!r}"
-    if first[1] != b"101":
-        return int(first[1]), f"refused: {lines[0].decode('latin-1')}"
+        return 0, f"{bytes(head[:60])!r}", {}
     fields = {}
     for line in lines[1:]:
         name, _, value = line.partition(b":")
         fields[name.strip().lower()] = value.strip()
+    return int(first[1]), lines[0].decode("latin-1"), fields
+
+
+cdef tuple judge_stream(bytes head):
+    """The answer to who asked for an event stream (WHATWG HTML, 9.2.3) -> HTTP status, and what is wrong with it or ''."""
+    status, line, fields = parse_answer(head)
+    if status != 200:
+        return status, f"refused: {line}" if status else f"the answer is no HTTP: {line}"
+    if not fields.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
+        return status, "an answer 200 that is no event stream"
+    if b"transfer-encoding" in fields:
+        return status, "the event stream comes in chunks, as from a proxy: put the load on the relay itself"
+    return status, ""
+
+
+cdef tuple judge(bytes head, bytes accept):
+    """The answer to an upgrade (RFC 6455, 4.1) -> HTTP status, and what is wrong with it or ''."""
+    status, line, fields = parse_answer(head)
+    if status != 101:
+        return status, f"refused: {line}" if status else f"the answer is no HTTP: {line}"
     if fields.get(b"upgrade", b"").lower() != b"websocket" or b"upgrade" not in fields.get(b"connection", b"").lower():
         return 101, "an answer 101 that does not upgrade to websocket"
     if fields.get(b"sec-websocket-accept") != accept:

@@ -1,4 +1,4 @@
-"""The load generator: thousands of websocket clients in one thread, without the interpreter."""
+"""The load generator: thousands of clients in one thread, without the interpreter."""
 
 import ssl
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ class Counters(TypedDict):
     connecting: int  # now
     open: int  # now
     opened: int  # ever
-    refused: dict[int, int]  # HTTP status -> how often; 0: broke before an answer; 101: an answer that is none
-    closed: dict[int, int]  # close code of an open one that ended -> how often; 1005: none in it; 1006: no close frame
+    refused: dict[int, int]  # HTTP status -> how often; 0: broke before an answer; 101, 200: an answer that is none
+    closed: dict[int, int]  # close code of an open one that ended -> how often; 1005: none in it; 1006: no close at all
     delivered: int  # messages of ours that arrived intact, each counted once per client
     lost: int  # gaps, and after `settle` what never came
     cut_off: int  # went out while a client that had been open was gone, once for each such client; stalled ones apart
@@ -20,8 +20,8 @@ class Counters(TypedDict):
     reordered: int  # came behind a later one; not lost then
     damaged: int  # wrong topic, payload, opcode or framing
     other: int  # text frames that are none of ours, heartbeats apart
-    pings: int  # of both kinds, answered
-    bytes: int  # received behind the 101, headers of frames included
+    pings: int  # of both kinds, answered; comments of event streams, which need no answer
+    bytes: int  # received behind the 101 or 200, headers of frames included
 
 @final
 class Swarm:
@@ -34,6 +34,7 @@ class Swarm:
         paths: Sequence[bytes],
         clients: int,
         stalled: int = 0,
+        streams: int = 0,
         origin: bytes = b"",
         headers: Sequence[tuple[bytes, bytes]] = (),
         sources: int = 0,
@@ -46,7 +47,7 @@ class Swarm:
     def serve(self, seconds: float) -> None: ...
     def settle(self, quiet: float) -> bool: ...
     def counters(self) -> Counters: ...
-    def latencies(self) -> list[tuple[float, int]]: ...
+    def latencies(self, *, streams: bool = False) -> list[tuple[float, int]]: ...
     def handshakes(self) -> list[tuple[float, int]]: ...
     def per_client(self) -> list[tuple[int, int]]: ...
     def reset(self) -> None: ...

@@ -91,7 +91,7 @@ class BenchCommand(ExampleCommand):
 @click.option("--peers", metavar="LIST", default="", help="Measure these beside the relay, as far as installed.")
 @click.option("--scenario", "names", metavar="LIST", help="Scenarios to run, or all.  [default: quick]")
 @click.option("--scenarios", type=click.Path(path_type=Path), help="Take the scenarios of this TOML file.")
-@click.option("--clients", type=click.IntRange(1), help="Websockets.")
+@click.option("--clients", type=click.IntRange(1), help="How many listen.")
 @click.option("--topics", type=click.IntRange(1), help="Channels over which they are spread.")
 @click.option("--size", type=click.IntRange(1), metavar="BYTES", help="Of a published text.")
 @click.option("--window", type=click.IntRange(1), metavar="N", help="Closed loop: messages on their way.")
@@ -99,6 +99,7 @@ class BenchCommand(ExampleCommand):
 @click.option("--messages", type=click.IntRange(1), metavar="N", help="How many in all.")
 @click.option("--duration", "seconds", callback=_duration, metavar="DURATION", help="Or for how long.")
 @click.option("--stalled", type=click.IntRange(0), metavar="N", help="So many of the clients never read.")
+@click.option("--streams", type=click.IntRange(0), metavar="N", help="So many of them on event streams.")
 @click.option("--path", metavar="PATH", help="What clients ask for, {i} for the channel's number.  [default: random]")
 @click.option("--header", "headers", callback=_fields, multiple=True, metavar="'K: V'", help="A header field more.")
 @click.option("--origin", default="", help="The Origin field.")
@@ -205,7 +206,7 @@ def _scenarios(given: dict[str, Any]) -> list[Scenario]:
     """The scenarios as they are to be run."""
     known = bench_scenarios.load(given["scenarios"])
     names = given["names"] or ("all" if given["scenarios"] else "quick")
-    keys = ("clients", "topics", "size", "window", "rate", "messages", "seconds", "stalled")
+    keys = ("clients", "topics", "size", "window", "rate", "messages", "seconds", "stalled", "streams")
     said = {key: given[key] for key in keys}
     chosen = [bench_scenarios.change(scenario, said) for scenario in bench_scenarios.choose(known, names)]
     if given["url"] and not given["redis_url"]:
@@ -229,11 +230,13 @@ def _local(result: dict[str, Any], loads: list[Scenario], load: "Load", given: d
     recipes = [bench_servers.own(), *_installed(bench_servers.peers(names), result["skipped"])]
     result["servers"] = {recipe.name: {"title": recipe.title} for recipe in recipes}
     rounds = range(given["rounds"])
-    with bench_servers.Bench() as machine, Progress(len(loads) * len(rounds) * len(recipes)) as progress:
+    able = {scenario.name: [recipe for recipe in recipes if _can(recipe, scenario, result)] for scenario in loads}
+    runs = sum(len(able[scenario.name]) for scenario in loads) * len(rounds)
+    with bench_servers.Bench() as machine, Progress(runs) as progress:
         result["versions"] |= bench_result.redis_version(machine.binary)
         for scenario in loads:
             for number in rounds:
-                for recipe in [recipe for recipe in recipes if recipe.name in result["servers"]]:
+                for recipe in [recipe for recipe in able[scenario.name] if recipe.name in result["servers"]]:
                     with progress.run(recipe.name, scenario) as tell:
                         run = _local_run(result, machine, recipe, scenario, load, tell)
                     _take(result, run, number, progress)
@@ -250,6 +253,16 @@ def _installed(recipes: Sequence["Recipe"], skipped: list[dict[str, str]]) -> li
     if recipes and not able:
         raise click.UsageError("--peers: none of them can run here")
     return able
+
+
+def _can(recipe: "Recipe", scenario: Scenario, result: dict[str, Any]) -> bool:
+    """Whether a server has what the clients ask for; of peers websockets alone are known."""
+    if recipe.name == "relay" or not scenario.streams:
+        return True
+    why = f"scenario {scenario.name}: only the relay's event streams can be listened to"
+    result["skipped"].append({"server": recipe.name, "why": why})
+    click.echo(f"relay: skipped: {recipe.name}: {why}", err=True)
+    return False
 
 
 def _local_run(

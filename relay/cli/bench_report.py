@@ -20,7 +20,10 @@ LEFT = ("scenario", "server")  # columns of names; numbers stand to the right
 UNKNOWN_WORD = "unknown"
 WRONGS = ("lost", "cut_off", "duplicated", "reordered", "damaged")
 TITLE_ROOM = 20  # points above a picture that stands alone, for its title
-DESCRIBED = ("clients", "topics", "messages", "seconds", "window", "rate", "size", "text", "batch", "stalled", "rest")
+DESCRIBED = (
+    *("clients", "topics", "messages", "seconds", "window", "rate", "size", "text", "batch"),
+    *("stalled", "streams", "rest"),
+)
 
 
 def require() -> None:

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from relay.cli import core
-from relay.cli.bench_run import Run, percentiles
+from relay.cli.bench_run import Run, percentiles, together
 from relay.cli.bench_scenarios import Scenario
 
 FORMAT = 1
@@ -32,6 +32,7 @@ MEDIANS = (
     ),
     *("user_us_per_frame", "kb_per_conn", "base_mb", "idle_cpu_percent"),
 )
+BY_KIND = {"websockets": "websocket_latency_us", "event streams": "stream_latency_us"}
 RATE_REACHED = 0.98  # of what was asked for
 HTTP_ODD = {"0": "no answer", "101": "an answer that is no upgrade"}  # what stands for a status in `refused`
 UNKNOWN, UNMEASURED = "?", "-"
@@ -108,7 +109,7 @@ def _merge(rounds: list[Run]) -> Run:
     one |= {key: dict(sum((Counter(run[key]) for run in rounds), Counter())) for key in ("refused", "closed")}
     histogram = _pooled(rounds)
     one |= {"latency_histogram": histogram, "latency_us": percentiles(histogram)}
-    one |= {"handshake_us": _percentiles([run["handshake_us"] for run in rounds])}
+    one |= {key: _percentiles([run[key] for run in rounds]) for key in ("handshake_us", *BY_KIND.values())}
     return one | {"rounds": len(rounds), "stalled_out": any(run["stalled_out"] for run in rounds)}
 
 
@@ -119,10 +120,7 @@ def _over(function: Callable[[list[Any]], Any], rounds: list[Run], key: str) -> 
 
 def _pooled(rounds: list[Run]) -> list[tuple[float, int]]:
     """The latencies of all rounds in one histogram: the median of several p99 would hide the round that was bad."""
-    counts: Counter[float] = Counter()
-    for run in rounds:
-        counts.update(dict(run["latency_histogram"]))
-    return sorted(counts.items())
+    return together(*(run["latency_histogram"] for run in rounds))
 
 
 def _percentiles(rounds: list[dict[str, float] | None]) -> dict[str, float] | None:
@@ -246,6 +244,10 @@ def _ratio(column: Column, pairs: list[tuple[Run, Run]]) -> str:
 def _remarks(run: Run) -> Iterator[str]:
     """What a line of the table has no room for."""
     where = _where(run)
+    kinds = {kind: run[key] for kind, key in BY_KIND.items() if run[key]}
+    if len(kinds) > 1:
+        each = [f"{kind} {us['p50'] / 1e3:.2f} and {us['p99'] / 1e3:.2f} ms" for kind, us in kinds.items()]
+        yield f"{where}: p50 and p99 of {', of '.join(each)}"
     if run["refused"]:
         yield f"{where}: refused: {refusals(run)}"
     if run["closed"]:

@@ -9,6 +9,7 @@ import secrets
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,6 +218,7 @@ def _swarm(scenario: Scenario, target: Target, load: Load) -> Iterator["Swarm"]:
         paths=load.paths(scenario.topics, where.prefix),
         clients=scenario.clients,
         stalled=scenario.stalled,
+        streams=scenario.streams,
         origin=load.origin,
         headers=load.headers,
         sources=1 + scenario.clients // PORTS if loopback and scenario.clients > PORTS else 0,
@@ -240,7 +242,8 @@ def _identity(scenario: Scenario, target: Target) -> Run:
         **dict.fromkeys(("published", "delivered"), 0),
         **dict.fromkeys(("lost", "cut_off", "duplicated", "reordered", "damaged")),
         **dict.fromkeys(("seconds", "frames_per_s", "bytes_per_s", "published_per_s"), 0.0),
-        **dict.fromkeys(("cpu_us_per_frame", "user_us_per_frame", "latency_us")),
+        **dict.fromkeys(("cpu_us_per_frame", "user_us_per_frame")),
+        **dict.fromkeys(("latency_us", "websocket_latency_us", "stream_latency_us")),
         "latency_histogram": [],
         "stalled_out": False,
         "interrupted": False,
@@ -365,7 +368,8 @@ def _share(done: float) -> float:
 
 
 def _published(swarm: "Swarm", publisher: "Publisher") -> Run:
-    counters, histogram = swarm.counters(), swarm.latencies()
+    counters, websockets, streams = swarm.counters(), swarm.latencies(), swarm.latencies(streams=True)
+    histogram = together(websockets, streams)
     return {
         "published": publisher.published,
         "delivered": counters["delivered"],
@@ -377,6 +381,8 @@ def _published(swarm: "Swarm", publisher: "Publisher") -> Run:
         "stalled_out": publisher.stalled,
         "broke_off": f"publishing ended early: {publisher.error}" if publisher.error else "",
         "latency_us": percentiles(histogram),
+        "websocket_latency_us": percentiles(websockets),
+        "stream_latency_us": percentiles(streams),
         "latency_histogram": [[round(upper, 3), count] for upper, count in histogram],
     }
 
@@ -391,6 +397,14 @@ def _at_end(swarm: "Swarm") -> Run:
         "undecided": counters["connecting"],
         "trouble": swarm.trouble,
     }
+
+
+def together(*histograms: list[tuple[float, int]]) -> list[tuple[float, int]]:
+    """Several histograms as one."""
+    counts: Counter[float] = Counter()
+    for histogram in histograms:
+        counts.update(dict(histogram))
+    return sorted(counts.items())
 
 
 def percentiles(histogram: list[tuple[float, int]]) -> dict[str, float] | None:

@@ -30,12 +30,14 @@ class Scenario:
     text: str = "plain"
     batch: int = 1
     stalled: int = 0
+    streams: int = 0
     rest: float = 0  # seconds
     seconds: float = 0  # how long to publish, or to watch; 0: until `messages` are out
 
     def problem(self) -> str:
         """What makes no load of it, naming the key at fault; empty: nothing."""
-        needed = {"clients": 1, "topics": 1, "messages": 0, "window": 0, "rate": 0, "batch": 1, "stalled": 0, "rest": 0}
+        needed = {"clients": 1, "topics": 1, "messages": 0, "window": 0, "rate": 0, "batch": 1}
+        needed |= {"stalled": 0, "streams": 0, "rest": 0}
         for key, least in needed.items():
             if getattr(self, key) < least:
                 return f"{key} = {getattr(self, key)}: at least {least}"
@@ -51,11 +53,14 @@ class Scenario:
             return "either a number of messages or a duration, and more than none"
         if self.stalled >= self.clients:
             return f"stalled = {self.stalled}: fewer than the {self.clients} clients, or nobody reads"
+        if self.streams > self.clients:
+            return f"streams = {self.streams}: of {self.clients} clients"
         return ""
 
     def with_clients(self, clients: int) -> "Scenario":
-        """For so many clients, and as many to a channel as before."""
-        return replace(self, clients=clients, topics=max(1, round(self.topics * clients / self.clients)))
+        """For so many clients, as many to a channel as before, and the same share of them on event streams."""
+        topics, streams = (round(count * clients / self.clients) for count in (self.topics, self.streams))
+        return replace(self, clients=clients, topics=max(1, topics), streams=streams)
 
 
 def load(path: Path | None) -> dict[str, Scenario]:

@@ -258,9 +258,10 @@ def test_completed_and_trigger_at_the_end_of_a_burst(status, join, worker, redis
 
 
 def test_a_client_that_never_reads_is_closed_and_changes_nothing_for_the_others(status, join, publish):
+    """Not much above the bound: 2000 messages took a slow machine longer than the 2 s that the relay waits for it."""
     slow = join(f"{status}/run1:wepp", receive_buffer=1024)
     good = join(f"{status}/run1:wepp")
-    for number in range(2000):
+    for number in range(120):
         publish("run1:wepp", f"{number:04}" + "x" * 4096)
         assert good.data().startswith(f"{number:04}")
     assert slow.closed()[0] == 1013

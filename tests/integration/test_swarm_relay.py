@@ -119,6 +119,34 @@ def test_a_restart_is_counted(relay, redis_socket):
     assert late.counters()["refused"] == {0: 3}
 
 
+@pytest.mark.parametrize("streams", [400, 200])
+def test_event_streams_lose_nothing(relay, redis_socket, streams):
+    swarm = opened(relay("status", env={"STATUS_PING_INTERVAL": "300ms"}), 400, streams=streams)
+    load(swarm, redis_socket, 2 * TOPICS, text="escapes")
+    assert swarm.settle(5.0) is True
+    swarm.reset()
+    load(swarm, redis_socket, 4 * TOPICS, text="accents", batch=8, size=1000, window=0, rate=1000.0)
+    assert swarm.settle(5.0) is True
+    assert swarm.per_client() == [(4, 0)] * 400
+    counters = swarm.counters()
+    assert (counters["closed"], counters["damaged"], counters["other"]) == ({}, 0, 0)
+    assert sum(count for _, count in swarm.latencies(streams=True)) == 4 * streams
+    assert counters["pings"] >= 400, "comments and heartbeats"
+
+
+def test_event_streams_are_told_of_a_restart(relay):
+    process = relay("status", env={"RELAY_DRAIN": "500ms"})
+    swarm = opened(process, 200, streams=200)
+    stopper = threading.Thread(target=process.stop)
+    stopper.start()
+    until = time.monotonic() + SECONDS
+    while swarm.counters()["open"]:
+        assert time.monotonic() < until, swarm.counters()
+        swarm.serve(0.02)
+    stopper.join()
+    assert swarm.counters()["closed"] == {1012: 200}
+
+
 def test_what_the_relay_refuses(relay):
     process = relay("status", env={"STATUS_ALLOWED_ORIGINS": "https://here.example"})
     common = {"family": socket.AF_INET, "address": ("127.0.0.1", process.ports["status"]), "host": b"localhost"}

@@ -35,6 +35,8 @@ RUN = {
     "base_mb": 37.0,
     "idle_cpu_percent": None,
     "latency_us": {"p50": 200.0, "p90": 300.0, "p99": 400.0, "p999": 500.0, "max": 600.0},
+    "websocket_latency_us": {"p50": 200.0, "p90": 300.0, "p99": 400.0, "p999": 500.0, "max": 600.0},
+    "stream_latency_us": None,
     "handshake_us": {"p50": 900.0, "p90": 950.0, "p99": 990.0, "p999": 999.0, "max": 1000.0},
     "latency_histogram": [[100.0, 100], [200.0, 400], [300.0, 400], [400.0, 90], [500.0, 9], [600.0, 1]],
 }
@@ -52,7 +54,16 @@ def a_session(runs, *, rate=0, **changed):
         "messages": 3000,
         "window": 0 if rate else 64,
     }
-    scenario |= {"rate": rate, "size": 100, "text": "plain", "batch": 1, "stalled": 0, "rest": 0, "seconds": 0}
+    scenario |= {
+        "rate": rate,
+        "size": 100,
+        "text": "plain",
+        "batch": 1,
+        "stalled": 0,
+        "streams": 0,
+        "rest": 0,
+        "seconds": 0,
+    }
     return {
         "format": 1,
         "command": "relay bench --peers bun",

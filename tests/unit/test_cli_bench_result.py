@@ -17,6 +17,7 @@ def run(server="relay", number=0, **more):
         "broke_off": "", "rate": 0.0, "published_per_s": 10.0,
         "handshake_cpu_us": 30.0, "cpu_us_per_frame": 2.0, "user_us_per_frame": 0.5, "kb_per_conn": 0.3,
         "base_mb": 30.0, "idle_cpu_percent": None, "latency_us": LATENCY, "handshake_us": LATENCY,
+        "websocket_latency_us": LATENCY, "stream_latency_us": None,
         "latency_histogram": HISTOGRAM, **more,
     }  # fmt: skip
 
@@ -42,6 +43,16 @@ def test_one_bad_round_is_in_the_percentiles_of_all():
     [one] = bench_result.merged(rounds)
     assert one["latency_us"] == {"p50": 200.0, "p90": 200.0, "p99": 5000.0, "p999": 5000.0, "max": 5000.0}
     assert (one["handshake_us"]["p99"], one["handshake_us"]["max"]) == (71200.0, 100000.0)
+
+
+def test_both_kinds_of_clients_are_told_apart_where_there_are_both():
+    both = run(stream_latency_us=LATENCY | {"p50": 400.0})
+    *_, remark = bench_result.table([both, both | {"round": 1}]).splitlines()
+    assert remark == (
+        "relay, hot, 100 clients: p50 and p99 of websockets 0.20 and 71.20 ms, of event streams 0.40 and 71.20 ms"
+    )
+    for alone in (run(), run(websocket_latency_us=None, stream_latency_us=LATENCY)):
+        assert "event streams" not in bench_result.table([alone])
 
 
 def test_what_nobody_knows_stays_unknown():

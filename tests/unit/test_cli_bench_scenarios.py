@@ -16,7 +16,8 @@ def test_those_that_come_with_the_relay():
     found = bench_scenarios.load(None)
     assert list(found) == [
         *("quick", "hot", "single", "unicast", "mixed", "connect", "latency", "idle"),
-        *("size-16", "size-100", "size-1k", "size-16k", "size-256k", "escapes", "accents", "stalled"),
+        *("size-16", "size-100", "size-1k", "size-16k", "size-256k", "escapes", "accents"),
+        *("stalled", "streams", "both"),
     ]
     for one in found.values():
         assert one.about.endswith(".")
@@ -40,6 +41,7 @@ def test_those_that_come_with_the_relay():
         (f"[hot]\n{GOOD}window = -1\n", "[hot]: window = -1: at least 0"),
         (f"[hot]\n{GOOD}window = 1\nseconds = 1\n", "[hot]: either a number of messages or a duration"),
         (f"[hot]\n{GOOD}window = 1\nstalled = 10\n", "[hot]: stalled = 10: fewer than the 10 clients"),
+        (f"[hot]\n{GOOD}window = 1\nstreams = 11\n", "[hot]: streams = 11: of 10 clients"),
         (f"[hot]\n{GOOD}window = 1\ntext = 'rot13'\n", "[hot]: text = 'rot13': plain, escapes, accents"),
         (f"[hot]\n{GOOD}window = 1\ntopics = 3\n", "no TOML: "),  # twice the same key
     ],
@@ -93,6 +95,11 @@ def test_channels_follow_the_clients():
     assert scenario(clients=10, topics=2).with_clients(300).topics == 60
     assert scenario(clients=10, topics=5).with_clients(3).topics == 2
     assert scenario(clients=1000, topics=1).with_clients(3).topics == 1
+
+
+def test_event_streams_keep_their_share():
+    assert scenario(clients=10, topics=1, streams=10).with_clients(300).streams == 300
+    assert scenario(clients=10, topics=1, streams=4).with_clients(300).streams == 120
 
 
 def test_what_was_changed_is_said_beside_what_a_scenario_is():
