@@ -74,4 +74,4 @@ def extensions() -> list[Extension]:
     return compiled(mode, required)
 
 
-setup(ext_modules=extensions())
+setup(ext_modules=extensions(), options={"build_ext": {"parallel": os.cpu_count() or 1}})

@@ -142,6 +142,7 @@ class QueuedMessenger:
         address()  # what is wrong with the configuration is said here, and not by a thread
         self._outbox = Outbox(size, _sender)
         self._closed = False
+        self._checked: object = self  # the last channel that was seen to be one; this is none
 
     def takes(self, size: int) -> bool:
         """Whether it is open, for so many messages."""
@@ -153,7 +154,9 @@ class QueuedMessenger:
         Raises:
             RuntimeError: the queue was closed by `close()`.
         """
-        check_channel(channel)
+        if channel is not self._checked:  # a run says most of its lines on one channel
+            check_channel(channel)
+            self._checked = channel
         payload = _payload(message)
         if not strict and self._outbox.append(channel, payload):
             return None
