@@ -51,7 +51,13 @@ MEASURED = (
 
 
 def page(session):
+    """With its charts, which take half a second."""
     return bench_report.page(session, bench_charts.charts(session))
+
+
+def words(session):
+    """Without them."""
+    return bench_report.page(session, [])
 
 
 def cells(table):
@@ -62,7 +68,7 @@ def cells(table):
 
 
 def summary(session):
-    return cells(re.search(r"What was measured</h2>(.*?</table>)", page(session), re.S)[1])
+    return cells(re.search(r"What was measured</h2>(.*?</table>)", words(session), re.S)[1])
 
 
 def test_it_needs_no_network():
@@ -92,11 +98,11 @@ def test_the_table_has_the_medians_of_the_rounds():
             "handshake": "27.0", "memory": "0.40", "base": "37.0", "rest": "1.26", "lost": "0", "wrong": "0",
         },
     ]  # fmt: skip
-    assert "Medians of 3 rounds." in page(session)
+    assert "Medians of 3 rounds." in words(session)
 
 
 def test_it_says_what_was_measured_where_and_when():
-    text = Page(page(a_session([a_run(), a_run(server="bun")]))).text
+    text = Page(words(a_session([a_run(), a_run(server="bun")]))).text
     for said in ("relay bench --peers bun", "2026-11-23T14:00:00Z", "Some CPU, 2 cores", "Title of bun", "release"):
         assert said in text
     assert "uvloop" not in text  # not installed
@@ -118,11 +124,11 @@ def test_misses_skipped_peers_and_an_interrupt_are_said():
         "skipped": [{"server": "nchan", "why": "not installed: apt-get install nginx"}],
         "interrupted": True,
     }
-    text = Page(page(a_session([a_run()], **trouble))).text
+    text = Page(words(a_session([a_run()], **trouble))).text
     assert "p99 latency: 50 ms asked for, 71 ms seen" in text
     assert "Skipped: nchan: not installed: apt-get install nginx" in text
     assert "Interrupted" in text
-    assert "Missed" not in Page(page(a_session([a_run()]))).text
+    assert "Missed" not in Page(words(a_session([a_run()]))).text
 
 
 @pytest.mark.parametrize(
@@ -144,18 +150,18 @@ def test_misses_skipped_peers_and_an_interrupt_are_said():
     ],
 )  # fmt: skip
 def test_the_verdict_is_a_line_at_the_top(runs, kind, said):
-    text = page(a_session(runs))
+    text = words(a_session(runs))
     assert said in Page(text).text
     assert text.index(f'class="verdict {kind}"') < text.index("<dl>")
 
 
 def test_a_missed_bound_is_bad_even_where_nothing_was_lost():
-    assert 'class="verdict bad"' in page(a_session([a_run()], misses=["rate: 5 asked for, 4 seen"]))
+    assert 'class="verdict bad"' in words(a_session([a_run()], misses=["rate: 5 asked for, 4 seen"]))
 
 
 def test_what_befell_the_connections_is_said():
     odd = a_run(refused={"503": 2}, closed={"1013": 1}, undecided=3, trouble="connect: reset", stalled_out=True)
-    text = Page(page(a_session([odd]))).text
+    text = Page(words(a_session([odd]))).text
     for said in ("refused: 2 with 503, 3 undecided in time (connect: reset)", "closed: 1 with 1013", "ended early"):
         assert f"relay, hot, 1,000 clients: {said}" in text
 
@@ -174,7 +180,7 @@ def test_unknown_is_not_zero():
          "lost": "?", "wrong": "?"}
     ]  # fmt: skip
     session["machine"] |= dict.fromkeys(session["machine"])
-    text = Page(page(session)).text
+    text = Page(words(session)).text
     assert "relay bench of ws://h:1" in text
     assert "Machine hereunknown, unknown cores, unknown GB" in text
     assert "None" not in text
@@ -216,9 +222,11 @@ def test_what_it_is_given_is_text():
 def test_ids_are_not_used_twice():
     names = ("a b", "a-b", "a_b", "a-b-2")
     session = a_session([a_run(scenario=name, clients=n) for name in names for n in (1, 2)])
-    ids = [attributes["id"] for _, attributes in Page(page(session)).tags if "id" in attributes]
+    drawn = bench_charts.charts(session)
+    tags = Page(bench_report.page(session, drawn)).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert len({chart.name for chart in bench_charts.charts(session)}) == len(bench_charts.charts(session)) > 12
+    assert len({chart.name for chart in drawn}) == len(drawn) > 12
 
 
 def test_what_is_referred_to_is_there():
