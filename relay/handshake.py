@@ -161,7 +161,7 @@ def read(head: bytes, max_headers: int = MAX_HEADERS, *, posts: bool = False) ->
             or too long a one, or no valid upgrade.
     """
     found = plain_upgrade(head, max_headers)
-    if found is None:
+    if found is None or b"\r\nauthorization:" in head.lower():
         return judged(head, max_headers, posts=posts)
     target, accept, origin = found
     path, _, query = target.partition("?")

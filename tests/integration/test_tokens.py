@@ -50,6 +50,15 @@ def test_with_a_token_for_it_and_not_without(guarded, join, redis_url):
     assert refused(f"{guarded.preflight_url}/r1?token={token}x") == 401
 
 
+def test_it_may_come_in_a_header_as_the_challenge_says(guarded):
+    """Of a websocket too: its plain request was read without it, and 401 asked for what had come."""
+    for name in ("Authorization", "authorization"):
+        for scheme, status in (("Bearer", 101), ("bearer", 101), ("Basic", 401)):
+            field = f"{name}: {scheme} {KEYS.sign(['r1'], ['wepp'], 60)}"
+            assert ask(guarded.status_url, upgrade("/r1:wepp", field)).status == status
+            assert ask(guarded.status_url, upgrade("/r2:wepp", field)).status == (403 if status == 101 else 401)
+
+
 def test_no_forged_one_opens_anything(guarded):
     claims = {"run": "*", "channel": "*", "exp": time.time() + 60}
     for token in (
