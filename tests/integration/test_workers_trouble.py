@@ -3,8 +3,10 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,13 +27,15 @@ async def start(*args, **options):
 workers.asyncio = types.SimpleNamespace(**{**vars(asyncio), "create_subprocess_exec": start})
 """
 
+NO_MORE = ONCE.replace("len(started) == 3", "len(started) > 2")
+
 
 @pytest.fixture
 def supervise(redis_url, tmp_path):
     """Two workers under a supervisor in which `patch` has been run: its process, its log, its address."""
     with contextlib.ExitStack() as stack:
 
-        def start(patch):
+        def start(patch, **env):
             port = embedded.free_port()
             log = tmp_path / "stderr"
             code = PROGRAM.format(f"exec({patch!r})")
@@ -40,7 +44,8 @@ def supervise(redis_url, tmp_path):
                     [sys.executable, "-c", code, "serve", "status", "--workers", "2"],
                     cwd=ROOT,
                     env=os.environ
-                    | {"REDIS_URL": redis_url, "STATUS_LISTEN_ADDR": f"127.0.0.1:{port}", "RELAY_DRAIN": "0s"},
+                    | {"REDIS_URL": redis_url, "STATUS_LISTEN_ADDR": f"127.0.0.1:{port}", "RELAY_DRAIN": "0s"}
+                    | env,
                     stderr=file,
                 )
             stack.callback(process.wait)
@@ -69,6 +74,31 @@ def test_one_that_hangs_is_killed_and_another_one_comes(supervise):
     assert "(signal 9)" in log.read_text()
     with Peer(url):
         pass
+
+
+def heard(manager, seconds):
+    """All that has come, and comes within so many seconds."""
+    said, until = [], time.monotonic() + seconds
+    with contextlib.suppress(TimeoutError, BlockingIOError):
+        while True:
+            manager.settimeout(max(0, until - time.monotonic()))
+            said.append(manager.recv(4096))
+    return said
+
+
+def test_the_watchdog_is_not_fed_while_nobody_serves(supervise, tmp_path):
+    """So that systemd starts all of it anew (WatchdogSec=)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        pid, log, _ = supervise(NO_MORE, NOTIFY_SOCKET=str(tmp_path / "notify"))
+        while b"WATCHDOG=1" not in manager.recv(4096):
+            pass
+        for worker in children(pid):
+            os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: log.read_text().count("(signal 9)") == 2, "the end of both", patience=20)
+        heard(manager, 0)
+        assert b"WATCHDOG" not in b"".join(heard(manager, 2.5)), "once a second it is fed"
 
 
 def test_a_process_that_cannot_be_started_is_tried_again(supervise):
