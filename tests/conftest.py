@@ -31,7 +31,7 @@ hypothesis.settings.register_profile("relay", deadline=None)
 hypothesis.settings.load_profile("relay")
 
 ROOT = Path(__file__).parent.parent
-READY_SECONDS = 15.0
+READY_SECONDS = 30.0
 # haproxy, nginx, ip and ss live in sbin, which the PATH of an ordinary user lacks.
 os.environ["PATH"] += ":/usr/local/sbin:/usr/sbin:/sbin"
 

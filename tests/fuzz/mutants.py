@@ -24,11 +24,10 @@ def test_no_mutant_breaks_a_rule(name, tmp_path, monkeypatch):
     target = TARGETS[name]()
     mutator = Mutator(target.seeds + kept(target.corpus), target.words, SEED, bytearray(ROOM))
     begun, count = time.monotonic(), 0
-    while count < MOST[name] and time.monotonic() - begun < SECONDS[name]:
+    while count < LEAST[name] or (count < MOST[name] and time.monotonic() - begun < SECONDS[name]):
         count += target.run(mutator)
     target.close()
     print(f"{name}: {count} mutants of seed {SEED} on the {BUILD} build")
-    assert count >= LEAST[name]
 
 
 def test_the_same_seed_makes_the_same_inputs():
