@@ -272,7 +272,7 @@ class Preflight:
             self._touch(each)
 
     def _show(self, run: bytes, state: _Run, fields: list[bytes], announced: bool) -> None:
-        """Publishes the snapshot where it differs from what the clients hold; ahead of it the times, which explain it."""
+        """Publishes the snapshot where it differs from what clients hold; ahead of it the times, which explain it."""
         found = dict(zip(fields[::2], fields[1::2], strict=True))
         frame, times = checklist.frame(found), checklist.times(found)
         if (frame, times) == (state.snapshot, state.times):
