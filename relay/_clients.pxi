@@ -234,7 +234,7 @@ cdef class Clients:
             self.leave_heads(index)
         self.inbound_drop(slot)
         slot.stage = CLOSING
-        slot.farewell = 1
+        slot.farewell = 3 if slot.peer & SAID else 1
         slot.deadline = self.now + LINGER_TICKS
         slot.tokens = LINGER_READS
         self.say(index, PyBytes_AS_STRING(answer), PyBytes_GET_SIZE(answer))

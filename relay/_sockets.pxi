@@ -189,6 +189,11 @@ cdef class Sockets(Clients):
             self.make_room(inbound)
             data, size, room = inbound.data, inbound.size, inbound.room
         n = recv(slot.fd, data + size, room - size, MSG_DONTWAIT)
+        if n == 0 and slot.stage == PARKED and not slot.peer & SAID and \
+                (inbound is NULL or not (inbound.answer_size or inbound.need)):
+            # It waits for Redis' word. A POST whose client had half-closed was published and never answered.
+            slot.peer |= SAID
+            return relay_watch(self.ep, EPOLL_CTL_MOD, slot.fd, 0, self.handle(index))
         if n <= 0:
             if n == 0 or (errno != EAGAIN and errno != EINTR):
                 self.bury(index)

@@ -90,6 +90,21 @@ def test_who_leaves_before_the_end_leaves_nothing(process, publisher):
     assert ask(process.status_url, post(f"/p1:wepp?token={publisher}", b"x")).status == 200
 
 
+def test_who_has_ended_his_half_is_answered(process, publisher):
+    """As `nc -N` does. It was published and not answered, so that its client would send it again."""
+    with Peer(f"{process.status_url}/p1:wepp?token={publisher}") as peer:
+        for url, request, body in (
+            (process.status_url, post(f"/p1:wepp?token={publisher}", b"a line"), b'{"receivers": 1}'),
+            (process.preflight_url, head(f"/p1?token={publisher}", "Accept: application/json"), b'{"type":"preflight"'),
+        ):
+            with Wire(address_of(url)) as wire:
+                wire.send(request)
+                wire.socket.shutdown(socket.SHUT_WR)
+                assert wire.answer().body.startswith(body)
+                wire.ended()
+        assert peer.data() == "a line"
+
+
 def test_it_is_off_unless_it_is_asked_for(relay, publisher):
     process = relay("status", env={"RELAY_TOKEN_SECRET": SECRET})
     assert ask(process.status_url, post(f"/p1:wepp?token={publisher}", b"x")).status == 405
