@@ -29,7 +29,7 @@ cdef class Clients:
     cdef int64_t last_tick
     cdef size_t max_live, most_live, max_head
     cdef size_t max_inbound, inbound_bytes  # of all that inbound_held counts
-    cdef bytes head_too_slow, head_too_large    # the answers
+    cdef bytes head_too_slow, head_too_large, body_too_slow     # the answers
     cdef int64_t crowded_until
     cdef Peers peers
     cdef list services, listeners, emptied
@@ -51,6 +51,8 @@ cdef class Clients:
         self.max_head, self.max_heads, self.max_inbound = max_head, max_heads, max_inbound
         self.head_too_slow = plain_answer(
             b"408 Request Timeout", b"The request head was not complete in %g s.\n" % head_timeout)
+        self.body_too_slow = plain_answer(
+            b"408 Request Timeout", b"The request body was not complete in %g s.\n" % head_timeout)
         self.head_too_large = plain_answer(
             b"431 Request Header Fields Too Large", b"The request head has more than %d bytes.\n" % max_head)
         self.capacity = min(limit, 1 << 24) + RESERVE

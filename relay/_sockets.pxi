@@ -237,10 +237,13 @@ cdef class Sockets(Clients):
         return 0
 
     cdef int take_sent(self, uint32_t index, unsigned char *data, size_t size) except -1:
-        """What an open client has sent."""
+        """What an open client has sent. Line ends behind a request are none (RFC 9112, 2.2), and clients send them."""
+        cdef size_t i = 0
         if self.slots[index].kind == STREAM:
+            while i < size and (data[i] == 0x0D or data[i] == 0x0A):
+                i += 1
             self.inbound_drop(&self.slots[index])
-            return self.part(index, 1002, b"nothing follows the request of an event stream", True)
+            return self.part(index, 1002, b"nothing follows the request of an event stream", True) if i < size else 0
         return self.take_frames(index, data, size)
 
     cdef int make_room(self, Inbound *inbound) except -1:
@@ -551,7 +554,7 @@ cdef class Sockets(Clients):
             return 0
         if slot.stage == PARKED and slot.inbound.need and slot.deadline <= self.now:
             self.breach(index, HEAD_TIMEOUT)
-            self.turn_away(index, self.head_too_slow)
+            self.turn_away(index, self.body_too_slow)
         if slot.stage != OPEN:
             return 0
         service = self.services[slot.service]

@@ -76,6 +76,7 @@ def test_who_may_not(process, watcher, publisher):
             (post("/p1:wepp", b"", bearer, length=5), 408),
         ):
             assert ask(process.status_url, request).status == status, request[:80]
+        assert b"The request body was not complete in 1 s" in ask(process.status_url, request).body
         assert ask(process.preflight_url, post("/p1", b"x", bearer)).status == 405
         assert ask(process.status_url, post("/p1:wepp", b"the only one", bearer)).status == 200
         assert peer.data() == "the only one"
