@@ -217,22 +217,28 @@ def judged(head: bytes, max_headers: int = MAX_HEADERS, *, posts: bool = False) 
         raise Refused("400 Bad Request", "The Host header names no host.")
     path, _, query = target.partition("?")
     upgrade = _upgrade(judge, request, method)
-    origins = request.headers.get_all("Origin")  # type: ignore[union-attr]
-    if len(origins) > 1:
-        raise Refused("400 Bad Request", f"{len(origins)} Origin headers where there may be one.")
+    origin, authorization = _one(request, "Origin"), _one(request, "Authorization")
     wants = _wants(request.headers.get_all("Accept"))  # type: ignore[union-attr]
-    scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")  # type: ignore[union-attr]
+    scheme, _, bearer = (authorization or "").partition(" ")
     return Request(
         method,
         path,
         query,
         _version(query),
-        origins[0] if origins else None,
+        origin,
         upgrade,
         wants,
         length,
         bearer.strip() if scheme.lower() == "bearer" else "",
     )
+
+
+def _one(request, name: str) -> str | None:  # type: ignore[no-untyped-def]
+    """The header that may be there once."""
+    values = request.headers.get_all(name)
+    if len(values) > 1:
+        raise Refused("400 Bad Request", f"{len(values)} {name} headers where there may be one.")
+    return values[0] if values else None
 
 
 def _wants(values: list[str]) -> str:

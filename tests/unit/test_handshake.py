@@ -100,6 +100,8 @@ def without(name):
         (head(headers=["Transfer-Encoding: chunked", *UPGRADE]), 400),
         (head(headers=["Content-Length: 5", *UPGRADE]), 400),
         (head(headers=["Host: y", *UPGRADE]), 400),
+        (head(headers=[*UPGRADE, "Authorization: Bearer a", "Authorization: Bearer a"]), 400),
+        (head(headers=["Host: x", "Authorization: Bearer a", "authorization:"]), 400),
         (head(headers=without("Host")), 400),
         (head(headers=["Host: a b@c/", *UPGRADE[1:]]), 400),
         (head(headers=["Host: user@x", *UPGRADE[1:]]), 400),
