@@ -248,6 +248,28 @@ def test_the_relays_hear_who_comes_and_the_log_no_token(tmp_path):
     assert "secret" not in log
 
 
+@pytest.mark.parametrize("word", [b"", b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\n"])
+def test_what_is_posted_is_sent_once(tmp_path, word):
+    """A relay that ended behind its PUBLISH had haproxy send it again: one POST, two lines."""
+    asked = []
+
+    async def relay(reader, writer):
+        method = (await reader.readuntil(b"\r\n\r\n")).partition(b" ")[0]
+        asked.append(method)
+        ready = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        writer.write(word if method == b"POST" else ready)
+        await writer.drain()
+
+    with Front(relay) as front:
+        haproxy = Haproxy(tmp_path, dict.fromkeys(RELAYS, f"127.0.0.1:{front.port}"))
+        try:
+            message = head("/r1:wepp", "Content-Length: 1", "Connection: close", method="POST") + b"x"
+            assert ask(haproxy.url("status"), message).status in (502, 503)
+        finally:
+            haproxy.end()
+    assert asked.count(b"POST") == 1
+
+
 @contextlib.contextmanager
 def name_server(addresses):
     """Of Docker's kind: the address (A) of each name in `addresses`, a dict to be changed, and none other (AAAA)."""
