@@ -45,6 +45,7 @@ RESERVED = frozenset({"relay.js", "livez", "readyz", "metrics", "health"})
 _REQUEST_LINE = re.compile(rb"([!-~]+) ([!-~]+) HTTP/(1\.[01])")
 _AUTHORITY = re.compile(r"https?://[^/?#]+(?=[/?]|$)", re.IGNORECASE)
 _HOST = re.compile(r"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")  # what a host and its port are made of (RFC 3986, 3.2.2)
+_ORIGIN_LINE = re.compile(rb"\r\norigin:[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
 _HOST_LINE = re.compile(rb"\r\nhost:[ \t]*([^\r\n]*?)[ \t]*\r\n", re.IGNORECASE)
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*(?=\r\n)", re.IGNORECASE)
 _PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -66,21 +67,39 @@ class Refused(Exception):  # noqa: N818 - what became of the request
     """A request that cannot be had.
 
     Attributes:
-        answer: bytes, the whole HTTP answer.
+        status: such as `404 Not Found`.
+        extra: headers.
         bound: of `relay._fanout.BOUNDS`, the one that was exceeded; "" where it was none.
     """
 
     def __init__(self, status: str, sentence: str, extra: Iterable[tuple[str, str]] = (), *, bound: str = "") -> None:
         super().__init__(sentence)
-        self.answer = plain(status, sentence + "\n", extra)
+        self.status = status
+        self.extra = tuple(extra)
         self.bound = bound
+
+    @property
+    def answer(self) -> bytes:
+        """The whole HTTP answer."""
+        return plain(self.status, f"{self}\n", self.extra)
+
+    def answer_with(self, extra: Iterable[tuple[str, str]] = (), *, head: bool) -> bytes:
+        """The answer with further headers; without its body to HEAD."""
+        return plain(self.status, f"{self}\n", [*self.extra, *extra], head=head)
+
+
+class Busy(Refused):
+    """A client would be served at another time (RFC 9110, section 15.6.4)."""
+
+    def __init__(self, sentence: str, *, bound: str = "") -> None:
+        super().__init__("503 Service Unavailable", sentence, [("Retry-After", "5")], bound=bound)
 
 
 class Request(NamedTuple):
     """A judged request.
 
     Attributes:
-        method: `GET`, `HEAD` or `POST`.
+        method: one of `methods`.
         path: without the query, not decoded.
         query: what follows the `?`, not decoded.
         version: of the frame protocol asked for with `?v=`; 0 for clients that know none.
@@ -143,9 +162,9 @@ def plain(
     return "\r\n".join([*lines, "", ""]).encode() + (b"" if head else content)
 
 
-def busy(sentence: str) -> bytes:
-    """The answer to a client that would be served at another time (RFC 9110, section 15.6.4)."""
-    return plain("503 Service Unavailable", sentence + "\n", [("Retry-After", "5")])
+def methods(*, posts: bool) -> str:
+    """Those that runs and channels are asked with, as `Allow` has them."""
+    return "GET, HEAD, POST" if posts else "GET, HEAD"
 
 
 def read(head: bytes, max_headers: int = MAX_HEADERS, *, posts: bool = False) -> Request:
@@ -157,8 +176,8 @@ def read(head: bytes, max_headers: int = MAX_HEADERS, *, posts: bool = False) ->
         posts: POST is served too.
 
     Raises:
-        Refused: not HTTP/1.x, another method than GET or HEAD (or POST), a POST without its length, too many headers
-            or too long a one, or no valid upgrade.
+        Refused: not HTTP/1.x, none of the `methods`, a POST without its length, too many headers or too long a one, or
+            no valid upgrade.
     """
     found = plain_upgrade(head, max_headers)
     if found is None or b"\r\nauthorization:" in head.lower():
@@ -184,9 +203,10 @@ def judged(head: bytes, max_headers: int = MAX_HEADERS, *, posts: bool = False) 
     if not line:
         raise Refused("400 Bad Request", "The request line is not METHOD SP TARGET SP HTTP/1.1.")
     method, target, protocol_version = (part.decode("ascii") for part in line.groups())
-    if method not in ("GET", "HEAD") and not (method == "POST" and posts):
+    allowed = methods(posts=posts)
+    if method not in allowed.split(", "):
         raise Refused(
-            "405 Method Not Allowed", f"{method[:20]} is not served here: GET and HEAD are.", [("Allow", "GET, HEAD")]
+            "405 Method Not Allowed", f"{method[:20]} is not served here: {allowed} are.", [("Allow", allowed)]
         )
     if head.count(b"\r\n") - 2 > max_headers:
         raise Refused("431 Request Header Fields Too Large", f"More than {max_headers} headers.", bound="headers")
@@ -247,20 +267,48 @@ def _wants(values: list[str]) -> str:
     return next((KINDS[kind] for kind in named if kind in KINDS), "")
 
 
-def cross_origin(origin: str | None, origins: tuple[str, ...]) -> list[tuple[str, str]]:
-    """The headers that let a page read an answer (WHATWG Fetch, section 3.2), whose Origin was found to be allowed."""
-    if not origins or origin is None:
-        return [("Access-Control-Allow-Origin", "*")] if not origins else []
+def cross_origin(head: bytes, origins: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The headers that let the page that asks read the answer (WHATWG Fetch, section 3.2), where its Origin is allowed.
+
+    Args:
+        head: of the request, good or not.
+        origins: those that are named; a page of any other may read it where there are none.
+    """
+    if not origins:
+        return [("Access-Control-Allow-Origin", "*")]
+    found = _ORIGIN_LINE.findall(head)
+    origin = found[0].decode("ascii", "replace") if len(found) == 1 else None
+    if origin is None or not (origin_allowed(origins, origin) or is_own_origin(origin, host_of(head))):
+        return []
     return [("Access-Control-Allow-Origin", origin), ("Vary", "Origin")]
 
 
-def stream(origin: str | None, origins: tuple[str, ...]) -> bytes:
-    """The head of an event stream (WHATWG HTML, section 9.2), and when to come back: each at another time.
+def is_preflight(head: bytes) -> bool:
+    """Whether a page's browser asks what the page may ask; any other OPTIONS is not served."""
+    return head.startswith(b"OPTIONS ") and b"\r\naccess-control-request-method:" in head.lower()
+
+
+def preflight(allowed: str, extra: Iterable[tuple[str, str]]) -> bytes:
+    """The answer to that (WHATWG Fetch, section 3.2.2).
 
     Args:
-        origin: of a page that was found to be allowed.
-        origins: those that are named; a page of any other may read it where there are none.
+        allowed: methods.
+        extra: of `cross_origin`.
     """
+    return plain(
+        "200 OK",
+        "",
+        [
+            ("Access-Control-Allow-Methods", allowed),
+            ("Access-Control-Allow-Headers", "Authorization, Content-Type"),
+            ("Access-Control-Max-Age", "7200"),  # the longest that Chromium keeps it
+            *extra,
+        ],
+    )
+
+
+def stream(extra: Iterable[tuple[str, str]]) -> bytes:
+    """The head of an event stream (WHATWG HTML, section 9.2), and when to come back: each at another time."""
     lines = [
         "HTTP/1.1 200 OK",
         f"Date: {formatdate(usegmt=True)}",
@@ -269,7 +317,7 @@ def stream(origin: str | None, origins: tuple[str, ...]) -> bytes:
         "Cache-Control: no-store",
         "X-Content-Type-Options: nosniff",
         "X-Accel-Buffering: no",  # or nginx keeps what has come until there is more
-        *(f"{name}: {value}" for name, value in cross_origin(origin, origins)),
+        *(f"{name}: {value}" for name, value in extra),
     ]
     return "\r\n".join([*lines, "", f"retry: {random.randint(*RETRY)}\n\n"]).encode()
 
@@ -419,6 +467,6 @@ def _plain_origin(scheme: str, host: str, port: str | None) -> str:
 
 
 def host_of(head: bytes) -> str:
-    """The Host header of a head that was judged, and so has one at most; "" without one."""
+    """The Host header of a head, which has one at most where it was judged; "" without one."""
     found = _HOST_LINE.search(head)
     return found[1].decode("ascii", "replace") if found else ""

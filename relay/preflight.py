@@ -16,7 +16,7 @@ from typing import TypeGuard
 
 from relay import checklist
 from relay._fanout import Core
-from relay.handshake import busy, plain
+from relay.handshake import Busy, plain
 from relay.link import READY, Link, gap
 from relay.settings import ProcessSettings, ServiceSettings
 from relay.upstream import Commands, Lost
@@ -135,9 +135,8 @@ class Preflight:
             snapshot = checklist.frame(dict(zip(fields[::2], fields[1::2], strict=True)))
             self.core.refuse(client, plain("200 OK", snapshot, extra, kind=JSON, head=head))
         else:
-            self.core.refuse(
-                client, busy("The run cannot be read just now: the relay has lost Redis, or Redis refuses it.")
-            )
+            busy = Busy("The run cannot be read just now: the relay has lost Redis, or Redis refuses it.")
+            self.core.refuse(client, busy.answer_with(extra, head=head))
 
     def _recall(self, run: bytes, state: _Run) -> None:
         """Redis is away: the last snapshot this process holds, also for those who joined before that was known."""

@@ -136,6 +136,7 @@ def test_what_is_not_asked_for_is_a_websocket(standing):
             answer = ask(url, head(path, *headers))
             assert answer.status == 426
             assert b"text/event-stream" in answer.body
+            assert (b"application/json" in answer.body) is (url == standing.preflight_url)
     assert ask(standing.status_url, head("/e5:wepp", "Accept: application/json")).status == 426
     assert ask(standing.status_url, head("/e5:wepp", EVENTS, method="POST")).status == 405
     assert ask(standing.status_url, head("/not a run", EVENTS)).status == 400
@@ -191,6 +192,48 @@ def test_origins_and_tokens_are_those_of_websockets(relay, stream):
     events = stream(process.status_url, f"/e9:wepp?token={token}", "Origin: https://wepp.cloud")
     assert "Access-Control-Allow-Origin: https://wepp.cloud\r\nVary: Origin" in events.head
     events.until("ready")
+
+
+def test_a_page_of_an_allowed_origin_can_read_what_it_is_told(relay):
+    page = "Origin: https://wepp.cloud"
+    process = relay(env={"STATUS_ALLOWED_ORIGINS": "https://wepp.cloud", "RELAY_TOKEN_SECRET": "s" * 40})
+    for method, path, status in (
+        ("GET", "/e14:wepp", 401),
+        ("HEAD", "/e14:wepp", 401),
+        ("GET", "/%", 400),
+        ("PUT", "/", 405),
+    ):
+        answer = ask(process.status_url, head(path, EVENTS, page, method=method))
+        assert answer.status == status
+        assert answer.headers["access-control-allow-origin"] == "https://wepp.cloud"
+        assert (answer.body == b"") is (method == "HEAD"), "and no answer to HEAD has a body"
+        for others in (("Origin: https://evil.com",), (page, page), ()):
+            answer = ask(process.status_url, head(path, EVENTS, *others, method=method))
+            assert "access-control-allow-origin" not in answer.headers
+    assert ask(process.preflight_url, head("/e14", page)).headers["access-control-allow-origin"] == "*"
+
+
+def test_a_page_asks_ahead(standing, relay):
+    """Browsers do, for a POST or an Authorization header of another Origin."""
+    process = relay("status", env={"STATUS_ALLOWED_ORIGINS": "https://wepp.cloud", "RELAY_TOKEN_SECRET": "s" * 40})
+    ahead = ("Access-Control-Request-Method: GET", "Access-Control-Request-Headers: authorization")
+
+    def asked(url, path, *headers):
+        return ask(url, head(path, *headers, method="OPTIONS"))
+
+    answer = asked(process.status_url, "/e15:wepp", "Origin: https://wepp.cloud", *ahead)
+    assert (answer.status, answer.body) == (200, b"")
+    assert answer.headers["access-control-allow-origin"] == "https://wepp.cloud"
+    assert answer.headers["access-control-allow-methods"] == "GET, HEAD"
+    assert answer.headers["access-control-allow-headers"] == "Authorization, Content-Type"
+    assert int(answer.headers["access-control-max-age"]) > 0
+    assert asked(process.status_url, "/e15:wepp", "Origin: https://evil.com", *ahead).status == 403
+    assert asked(process.status_url, "/e15:wepp", "Origin: https://wepp.cloud").status == 405
+    assert asked(process.status_url, "/", "Origin: https://wepp.cloud", *ahead).status == 405
+    assert (
+        asked(standing.preflight_url, "/e15", "Origin: https://any", *ahead).headers["access-control-allow-origin"]
+        == "*"
+    )
 
 
 def test_a_stream_that_is_not_read_is_ended_and_others_go_on(relay, stream, database):

@@ -81,6 +81,24 @@ def test_who_may_not(process, watcher, publisher):
         assert peer.data() == "the only one"
 
 
+def test_a_page_posts(relay, publisher):
+    process = relay("status", env=ENV | {"STATUS_ALLOWED_ORIGINS": "https://wepp.cloud"})
+    page = "Origin: https://wepp.cloud"
+    ahead = head("/p1:wepp", page, "Access-Control-Request-Method: POST", method="OPTIONS")
+    for request, status in (
+        (ahead, 200),
+        (post(f"/p1:wepp?token={publisher}", b"x", page), 200),
+        (post(f"/p1:wepp?token={publisher}", b"x" * 70_000, page), 413),
+        (post("/p1:wepp", b"x", page), 401),
+    ):
+        answer = ask(process.status_url, request)
+        assert (answer.status, answer.headers["access-control-allow-origin"]) == (status, "https://wepp.cloud")
+    assert ask(process.status_url, ahead).headers["access-control-allow-methods"] == "GET, HEAD, POST"
+    other = ask(process.status_url, head("/p1:wepp", method="PUT"))
+    assert (other.status, other.headers["allow"]) == (405, "GET, HEAD, POST")
+    assert b"POST" in other.body
+
+
 def test_who_leaves_before_the_end_leaves_nothing(process, publisher):
     for _ in range(20):
         with Wire(address_of(process.status_url)) as wire:
