@@ -45,6 +45,7 @@ RESERVED = frozenset({"relay.js", "livez", "readyz", "metrics", "health"})
 _REQUEST_LINE = re.compile(rb"([!-~]+) ([!-~]+) HTTP/(1\.[01])")
 _AUTHORITY = re.compile(r"https?://[^/?#]+(?=[/?]|$)", re.IGNORECASE)
 _HOST = re.compile(r"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")  # what a host and its port are made of (RFC 3986, 3.2.2)
+_WEIGHT = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
 _ORIGIN_LINE = re.compile(rb"\r\norigin:[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
 _HOST_LINE = re.compile(rb"\r\nhost:[ \t]*([^\r\n]*?)[ \t]*\r\n", re.IGNORECASE)
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*(?=\r\n)", re.IGNORECASE)
@@ -107,7 +108,7 @@ class Request(NamedTuple):
         upgrade: the whole 101 answer where a websocket is asked for, else None.
         length: bytes of the body that a POST brings; 0 for other methods.
         bearer: the token of its Authorization header; "" without one.
-        wants: the first of `stream` (text/event-stream) and `json` that the Accept header names; "" for neither.
+        wants: which of `stream` (text/event-stream) and `json` the Accept header names, the most wanted first.
     """
 
     method: str
@@ -116,7 +117,7 @@ class Request(NamedTuple):
     version: int
     origin: str | None
     upgrade: bytes | None
-    wants: str = ""
+    wants: tuple[str, ...] = ()
     length: int = 0
     bearer: str = ""
 
@@ -261,10 +262,15 @@ def _one(request, name: str) -> str | None:  # type: ignore[no-untyped-def]
     return values[0] if values else None
 
 
-def _wants(values: list[str]) -> str:
-    """What the Accept headers name first of what runs and channels come as (RFC 9110, section 12.5.1)."""
-    named = (part.partition(";")[0].strip().lower() for value in values for part in value.split(","))
-    return next((KINDS[kind] for kind in named if kind in KINDS), "")
+def _wants(values: list[str]) -> tuple[str, ...]:
+    """What the Accept headers name of what runs and channels come as, by q and place (RFC 9110, section 12.5.1)."""
+    weights = {}
+    for part in ",".join(values).lower().split(","):
+        kind, *parameters = (piece.strip() for piece in part.split(";"))
+        if kind in KINDS:
+            found = next(filter(None, map(_WEIGHT.fullmatch, parameters)), None)
+            weights[KINDS[kind]] = float(found[1]) if found else 1.0
+    return tuple(sorted(filter(weights.get, weights), key=weights.__getitem__, reverse=True))
 
 
 def cross_origin(head: bytes, origins: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -384,7 +384,9 @@ class Server:
         origins, expires_in = service.settings.allowed_origins, 0.0
         if self._keys and not preflight:
             expires_in = handshake.permit(self._keys, request.query, route.topic, bearer=request.bearer, publish=post)
-        if not request.upgrade and not post and not preflight and not self._serves(service, request.wants):
+        served = ("stream", "json") if isinstance(service, Preflight) else ("stream",)
+        kind = next((kind for kind in request.wants if kind in served), "")
+        if not (request.upgrade or post or preflight or kind):
             kinds = "text/event-stream or application/json" if isinstance(service, Preflight) else "text/event-stream"
             sentence = f"{request.path[:100]} is a websocket: connect with ws:// or wss://, or ask for {kinds}."
             raise Refused("426 Upgrade Required", sentence, [("Upgrade", "websocket")])
@@ -403,7 +405,7 @@ class Server:
             service.join(client, route.topic)
         elif post:
             self._posts.take(client, service, request.length, route.topic, readable)
-        elif request.wants == "json" and isinstance(service, Preflight):
+        elif kind == "json" and isinstance(service, Preflight):
             service.show(client, route.topic, readable, head=request.method == "HEAD")
         elif request.method == "HEAD":
             begin = handshake.stream(readable)
@@ -412,10 +414,6 @@ class Server:
             # Events of an unknown name pass by whoever does not listen to them, so all are of the newest version.
             self.core.accept(client, handshake.stream(readable), 2, expires_in, events=True)
             service.join(client, route.topic)
-
-    def _serves(self, service: Service, wants: str) -> bool:
-        """Whether a run or channel can be had that way without a websocket."""
-        return wants == "stream" or (wants == "json" and isinstance(service, Preflight))
 
     def _make_room(self, client: int, service: Service, head: bytes, full: bool, topic: bytes) -> None:
         """Lets a newcomer in, as far as there is room.

@@ -145,6 +145,20 @@ def test_what_is_not_asked_for_is_a_websocket(standing):
     )
 
 
+def test_what_is_wanted_most_is_had(standing, stream):
+    both = "application/json, text/event-stream"
+    with Wire(address_of(standing.status_url)) as wire:
+        wire.send(head("/e16:wepp", f"Accept: {both}"))
+        while b"\n\n" not in wire.unread:
+            assert wire.more()
+        assert b"200 OK" in wire.unread, "a channel has one of the two"
+    for accept, kind in ((both, "application/json"), (f"{both};q=0", "application/json")):
+        assert ask(standing.preflight_url, head("/e16", f"Accept: {accept}")).headers["content-type"] == kind
+    reverse = head("/e16", f"Accept: application/json;q=0.1, {EVENTS[8:]};q=0.2", method="HEAD")
+    assert "event-stream" in ask(standing.preflight_url, reverse).headers["content-type"]
+    assert ask(standing.status_url, head("/e16:wepp", f"{EVENTS};q=0")).status == 426
+
+
 def test_who_sends_more_is_told_and_ended(standing, stream):
     events = stream(standing.status_url, "/e6:wepp")
     events.until("ready")

@@ -133,6 +133,24 @@ def test_the_number_of_headers_may_be_set(extra):
     assert caught.value.bound == "headers"
 
 
+@pytest.mark.parametrize(
+    ("accept", "wants"),
+    [
+        ([], ()),
+        (["*/*"], ()),
+        (["text/event-stream"], ("stream",)),
+        (["application/json, text/event-stream"], ("json", "stream")),
+        (["application/json;q=0.5, text/html, text/event-stream; charset=utf-8; Q=0.501"], ("stream", "json")),
+        (["text/html", "Text/Event-Stream;q=0.1", "application/json"], ("json", "stream")),
+        (["text/event-stream;q=0, application/json; q=0.000"], ()),
+        (["application/json;q=1.000;x=q=0"], ("json",)),
+        (["application/json;q=much, application/jsonx, ;;,"], ("json",)),
+    ],
+)
+def test_what_is_wanted_most(accept, wants):
+    assert read(head(headers=["Host: x", *(f"Accept: {value}" for value in accept)])).wants == wants
+
+
 def test_without_upgrade_nothing_is_upgraded():
     assert read(head(headers=["Host: x"])).upgrade is None
     assert read(head(headers=["Host: [2001:db8::1]:9002"])).method == "GET"
