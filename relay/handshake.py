@@ -5,6 +5,7 @@
 browser, which it would take 60 µs over, is read by the core in less than one. Nothing here has state.
 """
 
+import json
 import logging
 import random
 import re
@@ -31,6 +32,7 @@ CHANNEL = r"[A-Za-z0-9_.-]+"
 
 KINDS = {"text/event-stream": "stream", "application/json": "json"}
 RETRY = (500, 3000)  # ms after which an event stream comes back: thousands that lost one relay must not all at once
+RETRY_BUSY = (3000, 6000)  # the same, for who found no room
 
 Own = Literal["page", "run", "script", "livez", "readyz", "metrics", "health"]
 OWN_PATHS: dict[str, Own] = {
@@ -90,10 +92,22 @@ class Refused(Exception):  # noqa: N818 - what became of the request
 
 
 class Busy(Refused):
-    """A client would be served at another time (RFC 9110, section 15.6.4)."""
+    """A client would be served at another time (RFC 9110, section 15.6.4).
+
+    Attributes:
+        events: it is an EventSource, which is told by an event: it would never come back after any status but 200.
+    """
 
     def __init__(self, sentence: str, *, bound: str = "") -> None:
         super().__init__("503 Service Unavailable", sentence, [("Retry-After", "5")], bound=bound)
+        self.events = False
+
+    def answer_with(self, extra: Iterable[tuple[str, str]] = (), *, head: bool) -> bytes:
+        """Of Refused."""
+        if head or not self.events:
+            return super().answer_with(extra, head=head)
+        told = json.dumps({"type": "close", "code": 1013, "reason": str(self)}, separators=(",", ":"))
+        return stream(extra, RETRY_BUSY) + f"event: close\ndata: {told}\n\n".encode()
 
 
 class Request(NamedTuple):
@@ -313,7 +327,7 @@ def preflight(allowed: str, extra: Iterable[tuple[str, str]]) -> bytes:
     )
 
 
-def stream(extra: Iterable[tuple[str, str]]) -> bytes:
+def stream(extra: Iterable[tuple[str, str]], retry: tuple[int, int] = RETRY) -> bytes:
     """The head of an event stream (WHATWG HTML, section 9.2), and when to come back: each at another time."""
     lines = [
         "HTTP/1.1 200 OK",
@@ -325,7 +339,7 @@ def stream(extra: Iterable[tuple[str, str]]) -> bytes:
         "X-Accel-Buffering: no",  # or nginx keeps what has come until there is more
         *(f"{name}: {value}" for name, value in extra),
     ]
-    return "\r\n".join([*lines, "", f"retry: {random.randint(*RETRY)}\n\n"]).encode()
+    return "\r\n".join([*lines, "", f"retry: {random.randint(*retry)}\n\n"]).encode()
 
 
 def _origin_form(target: str) -> str:

@@ -385,8 +385,9 @@ class Server:
         if self._keys and not preflight:
             expires_in = handshake.permit(self._keys, request.query, route.topic, bearer=request.bearer, publish=post)
         served = ("stream", "json") if isinstance(service, Preflight) else ("stream",)
-        kind = next((kind for kind in request.wants if kind in served), "")
-        if not (request.upgrade or post or preflight or kind):
+        plain_http = not (request.upgrade or post or preflight)
+        kind = next((kind for kind in request.wants if kind in served), "") if plain_http else ""
+        if plain_http and not kind:
             kinds = "text/event-stream or application/json" if isinstance(service, Preflight) else "text/event-stream"
             sentence = f"{request.path[:100]} is a websocket: connect with ws:// or wss://, or ask for {kinds}."
             raise Refused("426 Upgrade Required", sentence, [("Upgrade", "websocket")])
@@ -399,7 +400,9 @@ class Server:
         if preflight:
             self.core.refuse(client, handshake.preflight(handshake.methods(posts=posts), readable))
             return
-        self._make_room(client, service, head, full, route.topic)
+        if busy := self._busy(client, service, head, full, route.topic):
+            busy.events = kind == "stream"
+            raise busy
         if request.upgrade:
             self.core.accept(client, request.upgrade, request.version, expires_in)
             service.join(client, route.topic)
@@ -415,20 +418,17 @@ class Server:
             self.core.accept(client, handshake.stream(readable), 2, expires_in, events=True)
             service.join(client, route.topic)
 
-    def _make_room(self, client: int, service: Service, head: bytes, full: bool, topic: bytes) -> None:
-        """Lets a newcomer in, as far as there is room.
-
-        Raises:
-            Refused: there is none.
-        """
+    def _busy(self, client: int, service: Service, head: bytes, full: bool, topic: bytes) -> Busy | None:
+        """Why there is no room for a newcomer, where there is none."""
         if full:
-            raise Busy("No room for more connections.", bound="connections")
+            return Busy("No room for more connections.", bound="connections")
         if self.draining and self._refusing:
-            raise Busy("This relay is restarting.")
+            return Busy("This relay is restarting.")
         if not self.core.watched(service.index, topic) and self.topics() >= self.settings.max_topics:
-            raise Busy("This relay watches as many topics as it may.", bound="topics")
+            return Busy("This relay watches as many topics as it may.", bound="topics")
         if self._asks_addresses and not self._has_room(client, head):
-            raise Busy("Too many connections from this address.")
+            return Busy("Too many connections from this address.")
+        return None
 
     def _has_room(self, client: int, head: bytes) -> bool:
         """Whether the address of a client, perhaps one that a proxy reports, may have one connection more."""

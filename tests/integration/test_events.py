@@ -10,7 +10,7 @@ import time
 import pytest
 import redis
 
-from tests.integration.peers import Peer, Wire, address_of, ask, curl, head, wait_for
+from tests.integration.peers import Peer, Refused, Wire, address_of, ask, curl, head, wait_for
 
 EVENTS = "Accept: text/event-stream"
 
@@ -188,6 +188,30 @@ def test_a_drain_is_told_and_ends_the_stream(relay, stream):
         assert events.until("close")["code"] == 1012
         events.ended()
     assert process.process.wait(10) == 0
+
+
+def test_who_finds_no_room_is_told_to_come_back(relay, stream):
+    """An EventSource never comes back after a 503."""
+    env = {"RELAY_MAX_TOPICS": "1", "RELAY_DRAIN_DELAY": "30s", "STATUS_ALLOWED_ORIGINS": "https://wepp.cloud"}
+    process = relay("status", env=env)
+
+    def turned_away(path, why):
+        events = stream(process.status_url, path, "Origin: https://wepp.cloud")
+        assert (events.status, events.event()) == (200, ("close", {"type": "close", "code": 1013, "reason": why}))
+        assert 3000 <= events.retry <= 6000
+        assert "Access-Control-Allow-Origin: https://wepp.cloud" in events.head
+        assert "Cache-Control: no-store" in events.head
+        assert events.ended() == b""
+        answer = ask(process.status_url, head(path, EVENTS, method="HEAD"))
+        assert (answer.status, answer.body) == (503, b"")
+        with pytest.raises(Refused, match="503"):
+            Peer(f"{process.status_url}{path}")
+
+    with Peer(f"{process.status_url}/e17:wepp"):
+        turned_away("/e18:wepp", "This relay watches as many topics as it may.")
+    process.process.terminate()
+    wait_for(lambda: ask(process.status_url, head("/readyz")).status == 503, "it drains")
+    turned_away("/e17:wepp", "This relay is restarting.")
 
 
 def test_origins_and_tokens_are_those_of_websockets(relay, stream):
