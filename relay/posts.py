@@ -54,14 +54,19 @@ class Posts:
     def publish(self, client: int, body: bytes) -> None:
         """The body is there: published, and answered with the number of receivers."""
         commands, channel, extra = self._waiting.pop(client)
+        if not commands.up:
+            self._refuse(client, extra, Busy("Redis is away: the message was not published."))
+            return
         commands.call(b"PUBLISH", channel, body).add_done_callback(lambda answer: self._tell(client, extra, answer))
 
     def _tell(self, client: int, extra: Headers, answer: "asyncio.Future[object]") -> None:
         error = None if answer.cancelled() else answer.exception()
         if isinstance(error, ReplyError):
-            self._refuse(client, extra, Refused("403 Forbidden", f"Redis refuses it: {error}"))
+            permitted = not str(error).startswith("NOPERM")
+            sentence = f"Redis refuses it: {error}"
+            self._refuse(client, extra, Busy(sentence) if permitted else Refused("403 Forbidden", sentence))
         elif error or answer.cancelled():
-            self._refuse(client, extra, Busy("Redis is away; a message that was on its way may have been published."))
+            self._refuse(client, extra, Busy("The connection to Redis broke: the message may have been published."))
         else:
             told = json.dumps({"receivers": answer.result()}) + "\n"
             self._core.refuse(client, plain("200 OK", told, extra, kind="application/json"))

@@ -122,3 +122,4 @@ def test_redis_is_away(relay, redis_server, publisher):
     wait_for(lambda: ask(process.status_url, head("/readyz")).status == 503, "the relay knows")
     answer = ask(process.status_url, post(f"/p1:wepp?token={publisher}", b"x"))
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+    assert b"was not published" in answer.body
