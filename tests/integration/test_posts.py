@@ -1,5 +1,6 @@
 """POST publishes, where it is enabled, for who has a token for it."""
 
+import contextlib
 import json
 import os
 import socket
@@ -79,6 +80,19 @@ def test_who_may_not(process, watcher, publisher):
         assert ask(process.preflight_url, post("/p1", b"x", bearer)).status == 405
         assert ask(process.status_url, post("/p1:wepp", b"the only one", bearer)).status == 200
         assert peer.data() == "the only one"
+
+
+def test_the_oldest_of_too_many_is_told_so(relay, publisher):
+    process = relay("status", env=ENV | {"RELAY_MAX_HEADS": "16"})
+    with contextlib.ExitStack() as stack:
+        wires = [stack.enter_context(Wire(address_of(process.status_url))) for _ in range(17)]
+        for wire in wires:
+            wire.send(post(f"/p1:wepp?token={publisher}", length=1))
+            time.sleep(0.01)
+        assert wires[0].answer().status == 503
+        for wire in wires[1:]:
+            wire.send(b"x")
+            assert wire.answer().status == 200
 
 
 def test_a_page_posts(relay, publisher):
