@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import subprocess
 from urllib.parse import urlsplit
 
@@ -71,11 +72,11 @@ def behind(relay):
     return relay(env={"RELAY_TRUSTED_PROXIES": "127.0.0.1", "RELAY_MAX_PER_ADDRESS": "1"})
 
 
-@pytest.fixture(params=[pytest.param(proxy, marks=pytest.mark.needs(proxy.__name__)) for proxy in (nginx, caddy)])
-def url(request, behind, tmp_path):
-    """ws:// of the proxy, with WEPPcloud's prefix."""
+@contextlib.contextmanager
+def running(make, relay, directory):
+    """ws:// of a proxy before that relay, with WEPPcloud's prefix."""
     port = free_port()
-    command, env = request.param(behind, tmp_path, port)
+    command, env = make(relay, directory, port)
     process = subprocess.Popen(command, env=os.environ | env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def serves():
@@ -86,8 +87,14 @@ def url(request, behind, tmp_path):
         wait_for(serves, "a way through the proxy")
         yield f"ws://127.0.0.1:{port}{PREFIX}"
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGQUIT if make is caddy else signal.SIGTERM)  # or Caddy waits for open streams
         process.wait()
+
+
+@pytest.fixture(params=[pytest.param(proxy, marks=pytest.mark.needs(proxy.__name__)) for proxy in (nginx, caddy)])
+def url(request, behind, tmp_path):
+    with running(request.param, behind, tmp_path) as url:
+        yield url
 
 
 def test_both_services_below_the_prefix(url, worker, redis_url):
