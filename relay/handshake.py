@@ -5,6 +5,7 @@
 browser, which it would take 60 µs over, is read by the core in less than one. Nothing here has state.
 """
 
+import json
 import logging
 import random
 import re
@@ -32,6 +33,7 @@ CHANNEL = r"[A-Za-z0-9_.-]+"
 VERSIONS = {"2": 2, "3": 3}
 KINDS = {"text/event-stream": "stream", "application/json": "json"}
 RETRY = (500, 3000)  # ms after which an event stream comes back: thousands that lost one relay must not all at once
+RETRY_BUSY = (3000, 6000)  # the same, for who found no room
 
 Own = Literal["page", "run", "script", "livez", "readyz", "metrics", "health"]
 OWN_PATHS: dict[str, Own] = {
@@ -46,6 +48,8 @@ RESERVED = frozenset({"relay.js", "livez", "readyz", "metrics", "health"})
 _REQUEST_LINE = re.compile(rb"([!-~]+) ([!-~]+) HTTP/(1\.[01])")
 _AUTHORITY = re.compile(r"https?://[^/?#]+(?=[/?]|$)", re.IGNORECASE)
 _HOST = re.compile(r"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")  # what a host and its port are made of (RFC 3986, 3.2.2)
+_WEIGHT = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
+_ORIGIN_LINE = re.compile(rb"\r\norigin:[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
 _HOST_LINE = re.compile(rb"\r\nhost:[ \t]*([^\r\n]*?)[ \t]*\r\n", re.IGNORECASE)
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*(?=\r\n)", re.IGNORECASE)
 _PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -67,21 +71,51 @@ class Refused(Exception):  # noqa: N818 - what became of the request
     """A request that cannot be had.
 
     Attributes:
-        answer: bytes, the whole HTTP answer.
+        status: such as `404 Not Found`.
+        extra: headers.
         bound: of `relay._fanout.BOUNDS`, the one that was exceeded; "" where it was none.
     """
 
     def __init__(self, status: str, sentence: str, extra: Iterable[tuple[str, str]] = (), *, bound: str = "") -> None:
         super().__init__(sentence)
-        self.answer = plain(status, sentence + "\n", extra)
+        self.status = status
+        self.extra = tuple(extra)
         self.bound = bound
+
+    @property
+    def answer(self) -> bytes:
+        """The whole HTTP answer."""
+        return plain(self.status, f"{self}\n", self.extra)
+
+    def answer_with(self, extra: Iterable[tuple[str, str]] = (), *, head: bool) -> bytes:
+        """The answer with further headers; without its body to HEAD."""
+        return plain(self.status, f"{self}\n", [*self.extra, *extra], head=head)
+
+
+class Busy(Refused):
+    """A client would be served at another time (RFC 9110, section 15.6.4).
+
+    Attributes:
+        events: it is an EventSource, which is told by an event: it would never come back after any status but 200.
+    """
+
+    def __init__(self, sentence: str, *, bound: str = "") -> None:
+        super().__init__("503 Service Unavailable", sentence, [("Retry-After", "5")], bound=bound)
+        self.events = False
+
+    def answer_with(self, extra: Iterable[tuple[str, str]] = (), *, head: bool) -> bytes:
+        """Of Refused."""
+        if head or not self.events:
+            return super().answer_with(extra, head=head)
+        told = json.dumps({"type": "close", "code": 1013, "reason": str(self)}, separators=(",", ":"))
+        return stream(extra, RETRY_BUSY) + f"event: close\ndata: {told}\n\n".encode()
 
 
 class Request(NamedTuple):
     """A judged request.
 
     Attributes:
-        method: `GET`, `HEAD` or `POST`.
+        method: one of `methods`.
         path: without the query, not decoded.
         query: what follows the `?`, not decoded.
         version: of the frame protocol asked for with `?v=`; 0 for clients that know none.
@@ -89,7 +123,7 @@ class Request(NamedTuple):
         upgrade: the whole 101 answer where a websocket is asked for, else None.
         length: bytes of the body that a POST brings; 0 for other methods.
         bearer: the token of its Authorization header; "" without one.
-        wants: the first of `stream` (text/event-stream) and `json` that the Accept header names; "" for neither.
+        wants: which of `stream` (text/event-stream) and `json` the Accept header names, the most wanted first.
     """
 
     method: str
@@ -98,7 +132,7 @@ class Request(NamedTuple):
     version: int
     origin: str | None
     upgrade: bytes | None
-    wants: str = ""
+    wants: tuple[str, ...] = ()
     length: int = 0
     bearer: str = ""
 
@@ -144,9 +178,9 @@ def plain(
     return "\r\n".join([*lines, "", ""]).encode() + (b"" if head else content)
 
 
-def busy(sentence: str) -> bytes:
-    """The answer to a client that would be served at another time (RFC 9110, section 15.6.4)."""
-    return plain("503 Service Unavailable", sentence + "\n", [("Retry-After", "5")])
+def methods(*, posts: bool) -> str:
+    """Those that runs and channels are asked with, as `Allow` has them."""
+    return "GET, HEAD, POST" if posts else "GET, HEAD"
 
 
 def read(head: bytes, max_headers: int = MAX_HEADERS, *, posts: bool = False) -> Request:
@@ -158,8 +192,8 @@ def read(head: bytes, max_headers: int = MAX_HEADERS, *, posts: bool = False) ->
         posts: POST is served too.
 
     Raises:
-        Refused: not HTTP/1.x, another method than GET or HEAD (or POST), a POST without its length, too many headers
-            or too long a one, or no valid upgrade.
+        Refused: not HTTP/1.x, none of the `methods`, a POST without its length, too many headers or too long a one, or
+            no valid upgrade.
     """
     found = plain_upgrade(head, max_headers)
     if found is None or b"\r\nauthorization:" in head.lower():
@@ -185,9 +219,10 @@ def judged(head: bytes, max_headers: int = MAX_HEADERS, *, posts: bool = False) 
     if not line:
         raise Refused("400 Bad Request", "The request line is not METHOD SP TARGET SP HTTP/1.1.")
     method, target, protocol_version = (part.decode("ascii") for part in line.groups())
-    if method not in ("GET", "HEAD") and not (method == "POST" and posts):
+    allowed = methods(posts=posts)
+    if method not in allowed.split(", "):
         raise Refused(
-            "405 Method Not Allowed", f"{method[:20]} is not served here: GET and HEAD are.", [("Allow", "GET, HEAD")]
+            "405 Method Not Allowed", f"{method[:20]} is not served here: {allowed} are.", [("Allow", allowed)]
         )
     if head.count(b"\r\n") - 2 > max_headers:
         raise Refused("431 Request Header Fields Too Large", f"More than {max_headers} headers.", bound="headers")
@@ -218,17 +253,15 @@ def judged(head: bytes, max_headers: int = MAX_HEADERS, *, posts: bool = False) 
         raise Refused("400 Bad Request", "The Host header names no host.")
     path, _, query = target.partition("?")
     upgrade = _upgrade(judge, request, method)
-    origins = request.headers.get_all("Origin")  # type: ignore[union-attr]
-    if len(origins) > 1:
-        raise Refused("400 Bad Request", f"{len(origins)} Origin headers where there may be one.")
+    origin, authorization = _one(request, "Origin"), _one(request, "Authorization")
     wants = _wants(request.headers.get_all("Accept"))  # type: ignore[union-attr]
-    scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")  # type: ignore[union-attr]
+    scheme, _, bearer = (authorization or "").partition(" ")
     return Request(
         method,
         path,
         query,
         _version(query),
-        origins[0] if origins else None,
+        origin,
         upgrade,
         wants,
         length,
@@ -236,26 +269,67 @@ def judged(head: bytes, max_headers: int = MAX_HEADERS, *, posts: bool = False) 
     )
 
 
-def _wants(values: list[str]) -> str:
-    """What the Accept headers name first of what runs and channels come as (RFC 9110, section 12.5.1)."""
-    named = (part.partition(";")[0].strip().lower() for value in values for part in value.split(","))
-    return next((KINDS[kind] for kind in named if kind in KINDS), "")
+def _one(request, name: str) -> str | None:  # type: ignore[no-untyped-def]
+    """The header that may be there once."""
+    values = request.headers.get_all(name)
+    if len(values) > 1:
+        raise Refused("400 Bad Request", f"{len(values)} {name} headers where there may be one.")
+    return values[0] if values else None
 
 
-def cross_origin(origin: str | None, origins: tuple[str, ...]) -> list[tuple[str, str]]:
-    """The headers that let a page read an answer (WHATWG Fetch, section 3.2), whose Origin was found to be allowed."""
-    if not origins or origin is None:
-        return [("Access-Control-Allow-Origin", "*")] if not origins else []
+def _wants(values: list[str]) -> tuple[str, ...]:
+    """What the Accept headers name of what runs and channels come as, by q and place (RFC 9110, section 12.5.1)."""
+    weights = {}
+    for part in ",".join(values).lower().split(","):
+        kind, *parameters = (piece.strip() for piece in part.split(";"))
+        if kind in KINDS:
+            found = next(filter(None, map(_WEIGHT.fullmatch, parameters)), None)
+            weights[KINDS[kind]] = float(found[1]) if found else 1.0
+    return tuple(sorted(filter(weights.get, weights), key=weights.__getitem__, reverse=True))
+
+
+def cross_origin(head: bytes, origins: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The headers that let the page that asks read the answer (WHATWG Fetch, section 3.2), where its Origin is allowed.
+
+    Args:
+        head: of the request, good or not.
+        origins: those that are named; a page of any other may read it where there are none.
+    """
+    if not origins:
+        return [("Access-Control-Allow-Origin", "*")]
+    found = _ORIGIN_LINE.findall(head)
+    origin = found[0].decode("ascii", "replace") if len(found) == 1 else None
+    if origin is None or not (origin_allowed(origins, origin) or is_own_origin(origin, host_of(head))):
+        return []
     return [("Access-Control-Allow-Origin", origin), ("Vary", "Origin")]
 
 
-def stream(origin: str | None, origins: tuple[str, ...]) -> bytes:
-    """The head of an event stream (WHATWG HTML, section 9.2), and when to come back: each at another time.
+def is_preflight(head: bytes) -> bool:
+    """Whether a page's browser asks what the page may ask; any other OPTIONS is not served."""
+    return head.startswith(b"OPTIONS ") and b"\r\naccess-control-request-method:" in head.lower()
+
+
+def preflight(allowed: str, extra: Iterable[tuple[str, str]]) -> bytes:
+    """The answer to that (WHATWG Fetch, section 3.2.2).
 
     Args:
-        origin: of a page that was found to be allowed.
-        origins: those that are named; a page of any other may read it where there are none.
+        allowed: methods.
+        extra: of `cross_origin`.
     """
+    return plain(
+        "200 OK",
+        "",
+        [
+            ("Access-Control-Allow-Methods", allowed),
+            ("Access-Control-Allow-Headers", "Authorization, Content-Type"),
+            ("Access-Control-Max-Age", "7200"),  # the longest that Chromium keeps it
+            *extra,
+        ],
+    )
+
+
+def stream(extra: Iterable[tuple[str, str]], retry: tuple[int, int] = RETRY) -> bytes:
+    """The head of an event stream (WHATWG HTML, section 9.2), and when to come back: each at another time."""
     lines = [
         "HTTP/1.1 200 OK",
         f"Date: {formatdate(usegmt=True)}",
@@ -264,9 +338,9 @@ def stream(origin: str | None, origins: tuple[str, ...]) -> bytes:
         "Cache-Control: no-store",
         "X-Content-Type-Options: nosniff",
         "X-Accel-Buffering: no",  # or nginx keeps what has come until there is more
-        *(f"{name}: {value}" for name, value in cross_origin(origin, origins)),
+        *(f"{name}: {value}" for name, value in extra),
     ]
-    return "\r\n".join([*lines, "", f"retry: {random.randint(*RETRY)}\n\n"]).encode()
+    return "\r\n".join([*lines, "", f"retry: {random.randint(*retry)}\n\n"]).encode()
 
 
 def _origin_form(target: str) -> str:
@@ -415,6 +489,6 @@ def _plain_origin(scheme: str, host: str, port: str | None) -> str:
 
 
 def host_of(head: bytes) -> str:
-    """The Host header of a head that was judged, and so has one at most; "" without one."""
+    """The Host header of a head, which has one at most where it was judged; "" without one."""
     found = _HOST_LINE.search(head)
     return found[1].decode("ascii", "replace") if found else ""

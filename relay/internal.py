@@ -56,7 +56,7 @@ class Internal:
         try:
             request = handshake.read(head)
         except Refused as refused:
-            return refused.answer
+            return refused.answer_with(head=head.startswith(b"HEAD "))
         without_body = request.method == "HEAD"
         if request.upgrade:
             return plain("400 Bad Request", "This listener is for operators and has no websockets.\n")

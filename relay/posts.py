@@ -2,14 +2,17 @@
 
 import asyncio
 import json
+from collections.abc import Iterable
 from typing import Protocol
 
 from hiredis import ReplyError
 
 from relay._fanout import Core
-from relay.handshake import busy, plain
+from relay.handshake import Busy, Refused, plain
 from relay.settings import ServiceSettings
 from relay.upstream import Commands
+
+Headers = Iterable[tuple[str, str]]
 
 
 class Service(Protocol):
@@ -30,36 +33,43 @@ class Posts:
     def __init__(self, core: Core, most: int) -> None:
         self._core = core
         self._most = most
-        self._waiting: dict[int, tuple[Commands, bytes]] = {}
+        self._waiting: dict[int, tuple[Commands, bytes, Headers]] = {}
 
-    def take(self, client: int, service: Service, length: int, channel: bytes) -> None:
-        """A client that may publish on a channel, and has said how long its body is."""
+    def take(self, client: int, service: Service, length: int, channel: bytes, extra: Headers) -> None:
+        """A client that may publish on a channel, has said how long its body is, and gets these headers.
+
+        Raises:
+            Refused: that is too long.
+        """
         most = service.settings.max_message_size
         if length > most:
-            sentence = (
-                f"A body of {length} bytes is more than {service.settings.name.upper()}_MAX_MESSAGE_SIZE={most}.\n"
-            )
-            self._core.refuse(client, plain("413 Content Too Large", sentence))
-            return
+            name = f"{service.settings.name.upper()}_MAX_MESSAGE_SIZE"
+            raise Refused("413 Content Too Large", f"A body of {length} bytes is more than {name}={most}.")
         if len(self._waiting) >= self._most:
-            self._waiting.pop(next(iter(self._waiting)))
-        self._waiting[client] = service.commands, channel
+            oldest = next(iter(self._waiting))
+            self._refuse(oldest, self._waiting.pop(oldest)[2], Busy("Too many are posting at once."))
+        self._waiting[client] = service.commands, channel, extra
         self._core.await_body(client, length)
 
     def publish(self, client: int, body: bytes) -> None:
         """The body is there: published, and answered with the number of receivers."""
-        commands, channel = self._waiting.pop(client, (None, b""))
-        if commands is None:
-            self._core.refuse(client, busy("Too many are posting at once."))
-        else:
-            commands.call(b"PUBLISH", channel, body).add_done_callback(lambda answer: self._tell(client, answer))
+        commands, channel, extra = self._waiting.pop(client)
+        if not commands.up:
+            self._refuse(client, extra, Busy("Redis is away: the message was not published."))
+            return
+        commands.call(b"PUBLISH", channel, body).add_done_callback(lambda answer: self._tell(client, extra, answer))
 
-    def _tell(self, client: int, answer: "asyncio.Future[object]") -> None:
+    def _tell(self, client: int, extra: Headers, answer: "asyncio.Future[object]") -> None:
         error = None if answer.cancelled() else answer.exception()
         if isinstance(error, ReplyError):
-            self._core.refuse(client, plain("403 Forbidden", f"Redis refuses it: {error}\n"))
+            permitted = not str(error).startswith("NOPERM")
+            sentence = f"Redis refuses it: {error}"
+            self._refuse(client, extra, Busy(sentence) if permitted else Refused("403 Forbidden", sentence))
         elif error or answer.cancelled():
-            self._core.refuse(client, busy("Redis is away; a message that was on its way may have been published."))
+            self._refuse(client, extra, Busy("The connection to Redis broke: the message may have been published."))
         else:
             told = json.dumps({"receivers": answer.result()}) + "\n"
-            self._core.refuse(client, plain("200 OK", told, kind="application/json"))
+            self._core.refuse(client, plain("200 OK", told, extra, kind="application/json"))
+
+    def _refuse(self, client: int, extra: Headers, refused: Refused) -> None:
+        self._core.refuse(client, refused.answer_with(extra, head=False))

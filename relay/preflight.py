@@ -16,7 +16,7 @@ from typing import TypeGuard
 
 from relay import checklist
 from relay._fanout import Core
-from relay.handshake import busy, plain
+from relay.handshake import Busy, plain
 from relay.link import READY, Link, gap
 from relay.settings import ProcessSettings, ServiceSettings
 from relay.upstream import Commands, Lost
@@ -102,6 +102,7 @@ class Preflight:
         self.events = ""  # what is known of Redis' key events: on, off or unknown
         self._runs: OrderedDict[bytes, _Run] = OrderedDict()
         self._kept: OrderedDict[bytes, tuple[bytes, bytes]] = OrderedDict()
+        self._asked: dict[bytes, asyncio.Future[object]] = {}  # reads for those who ask once
         self._to_recheck = 0.0
 
     # ---- from the clients ----
@@ -121,13 +122,19 @@ class Preflight:
             self.idle(run)  # it was gone before it came
 
     def show(self, client: int, run: bytes, extra: Iterable[tuple[str, str]], *, head: bool) -> None:
-        """Answers a request for the snapshot of now, with these headers: as it is held where it is current, or read."""
+        """Answers a request for the snapshot of now, with these headers: as it is held where it is current, or read.
+
+        Who asks while a read is in flight gets what that brings, so many at once cost Redis one.
+        """
         state = self._runs.get(run)
         if state and state.current:
             self.core.refuse(client, plain("200 OK", state.snapshot, extra, kind=JSON, head=head))
             return
         self.core.accept(client, b"")
-        self.commands.call(b"HGETALL", run).add_done_callback(lambda answer: self._tell(client, extra, answer, head))
+        if run not in self._asked:
+            self._asked[run] = self.commands.call(b"HGETALL", run)
+            self._asked[run].add_done_callback(lambda answer: self._asked.pop(run))
+        self._asked[run].add_done_callback(lambda answer: self._tell(client, extra, answer, head))
 
     def _tell(
         self, client: int, extra: Iterable[tuple[str, str]], answer: "asyncio.Future[object]", head: bool
@@ -137,9 +144,8 @@ class Preflight:
             snapshot = checklist.frame(dict(zip(fields[::2], fields[1::2], strict=True)))
             self.core.refuse(client, plain("200 OK", snapshot, extra, kind=JSON, head=head))
         else:
-            self.core.refuse(
-                client, busy("The run cannot be read just now: the relay has lost Redis, or Redis refuses it.")
-            )
+            busy = Busy("The run cannot be read just now: the relay has lost Redis, or Redis refuses it.")
+            self.core.refuse(client, busy.answer_with(extra, head=head))
 
     def _recall(self, run: bytes, state: _Run) -> None:
         """Redis is away: the last snapshot this process holds, also for those who joined before that was known."""

@@ -25,7 +25,7 @@ from relay import handshake, internal, listeners, metrics, notify
 from relay._fanout import FLOOD_FACTOR, LONGEST_INTRODUCTION, TICK, Core
 from relay.addresses import forwarded
 from relay.errors import RelayError
-from relay.handshake import Refused, Request, plain
+from relay.handshake import Busy, Refused, Request, plain
 from relay.internal import Facts, Internal
 from relay.link import Link
 from relay.logs import WAITING, Lines, to_stderr
@@ -351,74 +351,85 @@ class Server:
             self.core.refuse(client, self._internal[number].answer(head))
             return
         service = self.services[number]
-        expires_in = 0.0
         try:
-            posts = self.settings.publish and service.name == "status"
-            request = handshake.read(head, self.settings.max_headers, posts=posts)
-            route = handshake.route(service.name, request.path)
-            post = request.method == "POST"
-            if post and not route.topic:
-                raise Refused("405 Method Not Allowed", "POST is for a channel.", [("Allow", "GET, HEAD")])
-            if self._keys and route.topic:
-                expires_in = handshake.permit(
-                    self._keys, request.query, route.topic, bearer=request.bearer, publish=post
-                )
+            self._serve(client, service, head, full)
         except Refused as refused:
             if refused.bound:
                 self.core.breached(number, refused.bound)
-            self.core.refuse(client, refused.answer)
-            return
+            readable = handshake.cross_origin(head, service.settings.allowed_origins)
+            self.core.refuse(client, refused.answer_with(readable, head=head.startswith(b"HEAD ")))
+
+    def _serve(self, client: int, service: Service, head: bytes, full: bool) -> None:
+        """`on_request`, of a service.
+
+        Raises:
+            Refused: what is asked for cannot be had.
+        """
+        posts = self.settings.publish and service.name == "status"
+        preflight = handshake.is_preflight(head)
+        asked = b"GET" + head[len(b"OPTIONS") :] if preflight else head
+        request = handshake.read(asked, self.settings.max_headers, posts=posts)
+        route = handshake.route(service.name, request.path)
+        post = request.method == "POST"
+        if route.own and (post or preflight):
+            raise Refused("405 Method Not Allowed", "This is had with GET and HEAD.", [("Allow", "GET, HEAD")])
         if route.own == "health" and request.upgrade:
             self.core.accept(client, request.upgrade)
             self.core.attach(client, None, b"OK")
             self.core.close(client, 1000)
-        elif route.own:
+            return
+        if route.own:
             self.core.refuse(client, self._own(service, route.own, request, head))
-        elif not request.upgrade and not post and not self._serves(service, request.wants):
-            sentence = (
-                f"{request.path[:100]} is a websocket: connect with ws:// or wss://, or ask for text/event-stream.\n"
-            )
-            extra = [("Upgrade", "websocket")]
-            self.core.refuse(client, plain("426 Upgrade Required", sentence, extra, head=request.method == "HEAD"))
-        elif full or (self.draining and self._refusing):
-            if full:
-                self.core.breached(number, "connections")
-            why = "No room for more connections." if full else "This relay is restarting."
-            self.core.refuse(client, handshake.busy(why))
-        elif not self.core.watched(number, route.topic) and self.topics() >= self.settings.max_topics:
-            self.core.breached(number, "topics")
-            self.core.refuse(client, handshake.busy("This relay watches as many topics as it may."))
-        elif not handshake.origin_allowed(
-            service.settings.allowed_origins, request.origin
-        ) and not handshake.is_own_origin(request.origin, handshake.host_of(head)):
+            return
+        origins, expires_in = service.settings.allowed_origins, 0.0
+        if self._keys and not preflight:
+            expires_in = handshake.permit(self._keys, request.query, route.topic, bearer=request.bearer, publish=post)
+        served = ("stream", "json") if isinstance(service, Preflight) else ("stream",)
+        plain_http = not (request.upgrade or post or preflight)
+        kind = next((kind for kind in request.wants if kind in served), "") if plain_http else ""
+        if plain_http and not kind:
+            kinds = "text/event-stream or application/json" if isinstance(service, Preflight) else "text/event-stream"
+            sentence = f"{request.path[:100]} is a websocket: connect with ws:// or wss://, or ask for {kinds}."
+            raise Refused("426 Upgrade Required", sentence, [("Upgrade", "websocket")])
+        if not handshake.origin_allowed(origins, request.origin) and not handshake.is_own_origin(
+            request.origin, handshake.host_of(head)
+        ):
             name = f"{service.name.upper()}_ALLOWED_ORIGINS"
-            self.core.refuse(client, plain("403 Forbidden", f"This Origin is not among those of {name}.\n"))
-        elif self._asks_addresses and not self._has_room(client, head):
-            self.core.refuse(client, handshake.busy("Too many connections from this address."))
-        elif request.upgrade:
+            raise Refused("403 Forbidden", f"This Origin is not among those of {name}.")
+        readable = handshake.cross_origin(head, origins) if not request.upgrade else []
+        if preflight:
+            self.core.refuse(client, handshake.preflight(handshake.methods(posts=posts), readable))
+            return
+        if busy := self._busy(client, service, head, full, route.topic):
+            busy.events = kind == "stream"
+            raise busy
+        if request.upgrade:
             self.core.accept(client, request.upgrade, request.version, expires_in)
             service.join(client, route.topic)
         elif post:
-            self._posts.take(client, service, request.length, route.topic)
-        else:
-            self._answer(client, service, request, route.topic, expires_in)
-
-    def _serves(self, service: Service, wants: str) -> bool:
-        """Whether a run or channel can be had that way without a websocket."""
-        return wants == "stream" or (wants == "json" and isinstance(service, Preflight))
-
-    def _answer(self, client: int, service: Service, request: Request, topic: bytes, expires_in: float) -> None:
-        """A run or channel by plain HTTP: the events of what a websocket would get, or the snapshot of now."""
-        origins = service.settings.allowed_origins
-        begin = handshake.stream(request.origin, origins)
-        if request.wants == "json" and isinstance(service, Preflight):
-            service.show(client, topic, handshake.cross_origin(request.origin, origins), head=request.method == "HEAD")
+            self._posts.take(client, service, request.length, route.topic, readable)
+        elif kind == "json" and isinstance(service, Preflight):
+            service.show(client, route.topic, readable, head=request.method == "HEAD")
         elif request.method == "HEAD":
+            begin = handshake.stream(readable)
             self.core.refuse(client, begin[: begin.index(b"\r\n\r\n") + 4])
         else:
             # Events of an unknown name pass by whoever does not listen to them.
-            self.core.accept(client, begin, max(2, request.version), expires_in, events=True)
-            service.join(client, topic)
+            version = max(2, request.version)
+            self.core.accept(client, handshake.stream(readable), version, expires_in, events=True)
+            service.join(client, route.topic)
+
+    def _busy(self, client: int, service: Service, head: bytes, full: bool, topic: bytes) -> Busy | None:
+        """Why there is no room for a newcomer, where there is none."""
+        if full:
+            return Busy("No room for more connections.", bound="connections")
+        if self.draining and self._refusing:
+            return Busy("This relay is restarting.")
+        if not self.core.watched(service.index, topic) and self.topics() >= self.settings.max_topics:
+            return Busy("This relay watches as many topics as it may.", bound="topics")
+        if self._asks_addresses and not self._has_room(client, head):
+            return Busy("Too many connections from this address.")
+        return None
 
     def _has_room(self, client: int, head: bytes) -> bool:
         """Whether the address of a client, perhaps one that a proxy reports, may have one connection more."""

@@ -127,7 +127,7 @@ class Keys:
             Denied: nothing.
         """
         if not token:
-            raise Denied("there is none: it is given as ?token=")
+            raise Denied("there is none: it is given as ?token= or as Authorization: Bearer")
         if len(token) > MAX_TOKEN:
             raise Denied(f"it is longer than {MAX_TOKEN} bytes")
         claims = self._claims(token)

@@ -1,9 +1,13 @@
 """The browser's own EventSource on a channel and a run, from a page of another origin, over a restart of the relay."""
 
 import asyncio
+import contextlib
 
 import pytest
 import redis
+
+from tests.integration.test_deploy_proxies import caddy, nginx, running
+from tests.integration.topology import RELAYS, Haproxy
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.asyncio(loop_scope="module")]
 
@@ -11,6 +15,14 @@ SOURCE = """([url, kinds]) => {
     globalThis.heard = [];
     globalThis.source = new EventSource(url);
     for (const kind of kinds) source.addEventListener(kind, event => heard.push([kind, JSON.parse(event.data)]));
+}"""
+
+ALL = """urls => {
+    globalThis.sources = urls.map(url => Object.assign(new EventSource(url), {ready: 0, opened: 0}));
+    for (const source of sources) {
+        source.addEventListener("ready", () => source.ready++);
+        source.addEventListener("open", () => source.opened++);
+    }
 }"""
 
 
@@ -37,6 +49,29 @@ async def test_it_comes_back_by_itself_and_is_told_why_it_went(embed, relay, red
     assert [kind for kind, _ in heard if kind != "gap"] == ["ready", "status", "close", "ready", "status"]
     assert next(data["code"] for kind, data in heard if kind == "close") == 1012
     assert await page.evaluate("source.readyState") == 1
+
+
+@pytest.mark.needs("haproxy", "nginx", "caddy")
+async def test_it_comes_back_behind_each_proxy_that_met_no_relay(embed, relay, redis_url, tmp_path):
+    """What a proxy says while the relay is away was the end of it: EventSource does not come back after a 502."""
+    first = relay(env={"RELAY_DRAIN": "0s"})
+    with contextlib.ExitStack() as stack:
+        haproxy = Haproxy(tmp_path, {name: f"127.0.0.1:{first.ports[name.partition('-')[0]]}" for name in RELAYS})
+        stack.callback(haproxy.end)
+        urls = [haproxy.url("status").replace("ws:", "http:")]
+        for make in (nginx, caddy):
+            (directory := tmp_path / make.__name__).mkdir()
+            url = await asyncio.to_thread(stack.enter_context, running(make, first, directory))
+            urls.append(f"{url}/status".replace("ws:", "http:"))
+        page = (await embed(first)).page
+        await page.evaluate(ALL, [f"{url}/some-run:wepp" for url in urls])
+        await page.wait_for_function("sources.every(source => source.ready === 1)")
+        assert await asyncio.to_thread(first.stop) == 0
+        await page.wait_for_function("sources.every(source => source.opened >= 2)", timeout=20_000)
+        assert await page.evaluate("sources.map(source => source.ready)") == [1, 1, 1], "it was a proxy that answered"
+        addresses = {f"{name.upper()}_LISTEN_ADDR": f"127.0.0.1:{port}" for name, port in first.ports.items()}
+        relay(env=addresses, wait=None)
+        await page.wait_for_function("sources.every(source => source.ready === 2)", timeout=20_000)
 
 
 async def test_a_checklist_by_events(embed, standing, redis_url):

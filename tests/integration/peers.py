@@ -33,6 +33,14 @@ class Answer:
         self.body = body
 
 
+def assert_told_to_come_back(answer):
+    """A stream that ends at once (WHATWG HTML, section 9.2.2), which the page of any Origin may read."""
+    assert (answer.status, answer.headers["content-type"].partition(";")[0]) == (200, "text/event-stream")
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.body.endswith(b"retry: 3000\n\n")
+
+
 def head(path="/", *headers, method="GET", host="localhost", version="HTTP/1.1"):
     """A request head, whatever it is worth."""
     lines = [f"{method} {path} {version}", *([f"Host: {host}"] if host else []), *headers]

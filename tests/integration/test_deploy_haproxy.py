@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from relay.cli.embedded import free_port
 from tests.conftest import ADMIN
 from tests.integration.fronts import Front
-from tests.integration.peers import Peer, Refused, Wire, address_of, ask, curl, head, wait_for
+from tests.integration.peers import Peer, Refused, Wire, address_of, ask, assert_told_to_come_back, curl, head, wait_for
 from tests.integration.topology import PORTS, RELAYS, Haproxy, Topology
 
 pytestmark = pytest.mark.needs("haproxy")
@@ -246,6 +246,40 @@ def test_the_relays_hear_who_comes_and_the_log_no_token(tmp_path):
     log = (tmp_path / "haproxy.log").read_text()
     assert "GET /r1:wepp\n" in log
     assert "secret" not in log
+
+
+def test_an_event_source_comes_back_when_all_relays_are_away(tmp_path):
+    """It never does after a 503."""
+    haproxy = Haproxy(tmp_path, dict.fromkeys(RELAYS, f"127.0.0.1:{free_port()}"))
+    try:
+        for url, path in ((haproxy.url("status"), "/r1:wepp"), (haproxy.url("preflight"), "/r1")):
+            assert_told_to_come_back(ask(url, head(path, "Accept: text/event-stream", "Connection: close")))
+            plain = ask(url, head(path, "Connection: close"))
+            assert (plain.status, plain.headers["content-type"]) == (503, "text/plain")
+    finally:
+        haproxy.end()
+
+
+@pytest.mark.parametrize("word", [b"", b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\n"])
+def test_what_is_posted_is_sent_once(tmp_path, word):
+    """A relay that ended behind its PUBLISH had haproxy send it again: one POST, two lines."""
+    asked = []
+
+    async def relay(reader, writer):
+        method = (await reader.readuntil(b"\r\n\r\n")).partition(b" ")[0]
+        asked.append(method)
+        ready = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        writer.write(word if method == b"POST" else ready)
+        await writer.drain()
+
+    with Front(relay) as front:
+        haproxy = Haproxy(tmp_path, dict.fromkeys(RELAYS, f"127.0.0.1:{front.port}"))
+        try:
+            message = head("/r1:wepp", "Content-Length: 1", "Connection: close", method="POST") + b"x"
+            assert ask(haproxy.url("status"), message).status in (502, 503)
+        finally:
+            haproxy.end()
+    assert asked.count(b"POST") == 1
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import subprocess
 from urllib.parse import urlsplit
 
@@ -11,7 +12,17 @@ import pytest
 from relay.cli.embedded import free_port
 from relay.settings import ServiceSettings
 from relay.values import parse_duration
-from tests.integration.peers import Peer, Wire, address_of, ask, curl, head, upgrade, wait_for
+from tests.integration.peers import (
+    Peer,
+    Wire,
+    address_of,
+    ask,
+    assert_told_to_come_back,
+    curl,
+    head,
+    upgrade,
+    wait_for,
+)
 from tests.integration.topology import DEPLOY, PORTS
 
 PREFIX = "/weppcloud-microservices"
@@ -55,12 +66,17 @@ def caddy(relay, directory, port):
     return ["caddy", "run", "--adapter", "caddyfile", "--config", str(directory / "Caddyfile")], home
 
 
-@pytest.fixture(params=[pytest.param(proxy, marks=pytest.mark.needs(proxy.__name__)) for proxy in (nginx, caddy)])
-def url(request, relay, tmp_path):
-    """ws:// of the proxy, with WEPPcloud's prefix; one client of an address is let in."""
-    behind = relay(env={"RELAY_TRUSTED_PROXIES": "127.0.0.1", "RELAY_MAX_PER_ADDRESS": "1"})
+@pytest.fixture
+def behind(relay):
+    """The relay behind the proxy; one client of an address is let in."""
+    return relay(env={"RELAY_TRUSTED_PROXIES": "127.0.0.1", "RELAY_MAX_PER_ADDRESS": "1"})
+
+
+@contextlib.contextmanager
+def running(make, relay, directory):
+    """ws:// of a proxy before that relay, with WEPPcloud's prefix."""
     port = free_port()
-    command, env = request.param(behind, tmp_path, port)
+    command, env = make(relay, directory, port)
     process = subprocess.Popen(command, env=os.environ | env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def serves():
@@ -71,8 +87,14 @@ def url(request, relay, tmp_path):
         wait_for(serves, "a way through the proxy")
         yield f"ws://127.0.0.1:{port}{PREFIX}"
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGQUIT if make is caddy else signal.SIGTERM)  # or Caddy waits for open streams
         process.wait()
+
+
+@pytest.fixture(params=[pytest.param(proxy, marks=pytest.mark.needs(proxy.__name__)) for proxy in (nginx, caddy)])
+def url(request, behind, tmp_path):
+    with running(request.param, behind, tmp_path) as url:
+        yield url
 
 
 def test_both_services_below_the_prefix(url, worker, redis_url):
@@ -100,6 +122,20 @@ def test_events_come_through_as_they_happen(url, worker, redis_url):
         assert next(line for line in lines if "by and by" in line).startswith("data: ")
     with curl(f"{url}/preflight/r1", "application/json") as lines:
         assert '"checklist"' in next(lines)
+
+
+def test_an_event_source_comes_back_when_the_relay_is_away(url, behind):
+    """It never does after a 502."""
+    behind.stop()
+    for path in ("/status/r1:wepp", "/preflight/r1"):
+        answer = ask(url, head(PREFIX + path, "Accept: text/event-stream", "Connection: close"))
+        assert_told_to_come_back(answer)
+        plain = ask(url, head(PREFIX + path, "Connection: close"))
+        assert plain.status in (502, 503)
+        with Wire(address_of(url)) as websocket:
+            websocket.send(upgrade(PREFIX + path))
+            assert websocket.take(11) == b"HTTP/1.1 50"
+    assert ask(url, head("/elsewhere", "Connection: close")).status in (200, 404), "all else is as it was"
 
 
 def test_the_address_is_the_clients(url):

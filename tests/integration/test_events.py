@@ -10,7 +10,7 @@ import time
 import pytest
 import redis
 
-from tests.integration.peers import Peer, Wire, address_of, ask, curl, head, wait_for
+from tests.integration.peers import Peer, Refused, Wire, address_of, ask, curl, head, wait_for
 
 EVENTS = "Accept: text/event-stream"
 
@@ -136,6 +136,7 @@ def test_what_is_not_asked_for_is_a_websocket(standing):
             answer = ask(url, head(path, *headers))
             assert answer.status == 426
             assert b"text/event-stream" in answer.body
+            assert (b"application/json" in answer.body) is (url == standing.preflight_url)
     assert ask(standing.status_url, head("/e5:wepp", "Accept: application/json")).status == 426
     assert ask(standing.status_url, head("/e5:wepp", EVENTS, method="POST")).status == 405
     assert ask(standing.status_url, head("/not a run", EVENTS)).status == 400
@@ -151,6 +152,20 @@ def test_line_ends_behind_a_request_are_none(standing, stream, database):
     for number in range(3):
         database.hset("e7", "timestamps:build_soils", number)
         assert events.until("preflight")["last_modified"] == number
+
+
+def test_what_is_wanted_most_is_had(standing, stream):
+    both = "application/json, text/event-stream"
+    with Wire(address_of(standing.status_url)) as wire:
+        wire.send(head("/e16:wepp", f"Accept: {both}"))
+        while b"\n\n" not in wire.unread:
+            assert wire.more()
+        assert b"200 OK" in wire.unread, "a channel has one of the two"
+    for accept, kind in ((both, "application/json"), (f"{both};q=0", "application/json")):
+        assert ask(standing.preflight_url, head("/e16", f"Accept: {accept}")).headers["content-type"] == kind
+    reverse = head("/e16", f"Accept: application/json;q=0.1, {EVENTS[8:]};q=0.2", method="HEAD")
+    assert "event-stream" in ask(standing.preflight_url, reverse).headers["content-type"]
+    assert ask(standing.status_url, head("/e16:wepp", f"{EVENTS};q=0")).status == 426
 
 
 def test_who_sends_more_is_told_and_ended(standing, stream):
@@ -184,6 +199,30 @@ def test_a_drain_is_told_and_ends_the_stream(relay, stream):
     assert process.process.wait(10) == 0
 
 
+def test_who_finds_no_room_is_told_to_come_back(relay, stream):
+    """An EventSource never comes back after a 503."""
+    env = {"RELAY_MAX_TOPICS": "1", "RELAY_DRAIN_DELAY": "30s", "STATUS_ALLOWED_ORIGINS": "https://wepp.cloud"}
+    process = relay("status", env=env)
+
+    def turned_away(path, why):
+        events = stream(process.status_url, path, "Origin: https://wepp.cloud")
+        assert (events.status, events.event()) == (200, ("close", {"type": "close", "code": 1013, "reason": why}))
+        assert 3000 <= events.retry <= 6000
+        assert "Access-Control-Allow-Origin: https://wepp.cloud" in events.head
+        assert "Cache-Control: no-store" in events.head
+        assert events.ended() == b""
+        answer = ask(process.status_url, head(path, EVENTS, method="HEAD"))
+        assert (answer.status, answer.body) == (503, b"")
+        with pytest.raises(Refused, match="503"):
+            Peer(f"{process.status_url}{path}")
+
+    with Peer(f"{process.status_url}/e17:wepp"):
+        turned_away("/e18:wepp", "This relay watches as many topics as it may.")
+    process.process.terminate()
+    wait_for(lambda: ask(process.status_url, head("/readyz")).status == 503, "it drains")
+    turned_away("/e17:wepp", "This relay is restarting.")
+
+
 def test_origins_and_tokens_are_those_of_websockets(relay, stream):
     process = relay("status", env={"STATUS_ALLOWED_ORIGINS": "https://wepp.cloud", "RELAY_TOKEN_SECRET": "s" * 40})
     command = [sys.executable, "-m", "relay", "token", "--run", "e9", "--expires", "1m"]
@@ -200,6 +239,48 @@ def test_origins_and_tokens_are_those_of_websockets(relay, stream):
     events = stream(process.status_url, f"/e9:wepp?token={token}", "Origin: https://wepp.cloud")
     assert "Access-Control-Allow-Origin: https://wepp.cloud\r\nVary: Origin" in events.head
     events.until("ready")
+
+
+def test_a_page_of_an_allowed_origin_can_read_what_it_is_told(relay):
+    page = "Origin: https://wepp.cloud"
+    process = relay(env={"STATUS_ALLOWED_ORIGINS": "https://wepp.cloud", "RELAY_TOKEN_SECRET": "s" * 40})
+    for method, path, status in (
+        ("GET", "/e14:wepp", 401),
+        ("HEAD", "/e14:wepp", 401),
+        ("GET", "/%", 400),
+        ("PUT", "/", 405),
+    ):
+        answer = ask(process.status_url, head(path, EVENTS, page, method=method))
+        assert answer.status == status
+        assert answer.headers["access-control-allow-origin"] == "https://wepp.cloud"
+        assert (answer.body == b"") is (method == "HEAD"), "and no answer to HEAD has a body"
+        for others in (("Origin: https://evil.com",), (page, page), ()):
+            answer = ask(process.status_url, head(path, EVENTS, *others, method=method))
+            assert "access-control-allow-origin" not in answer.headers
+    assert ask(process.preflight_url, head("/e14", page)).headers["access-control-allow-origin"] == "*"
+
+
+def test_a_page_asks_ahead(standing, relay):
+    """Browsers do, for a POST or an Authorization header of another Origin."""
+    process = relay("status", env={"STATUS_ALLOWED_ORIGINS": "https://wepp.cloud", "RELAY_TOKEN_SECRET": "s" * 40})
+    ahead = ("Access-Control-Request-Method: GET", "Access-Control-Request-Headers: authorization")
+
+    def asked(url, path, *headers):
+        return ask(url, head(path, *headers, method="OPTIONS"))
+
+    answer = asked(process.status_url, "/e15:wepp", "Origin: https://wepp.cloud", *ahead)
+    assert (answer.status, answer.body) == (200, b"")
+    assert answer.headers["access-control-allow-origin"] == "https://wepp.cloud"
+    assert answer.headers["access-control-allow-methods"] == "GET, HEAD"
+    assert answer.headers["access-control-allow-headers"] == "Authorization, Content-Type"
+    assert int(answer.headers["access-control-max-age"]) > 0
+    assert asked(process.status_url, "/e15:wepp", "Origin: https://evil.com", *ahead).status == 403
+    assert asked(process.status_url, "/e15:wepp", "Origin: https://wepp.cloud").status == 405
+    assert asked(process.status_url, "/", "Origin: https://wepp.cloud", *ahead).status == 405
+    assert (
+        asked(standing.preflight_url, "/e15", "Origin: https://any", *ahead).headers["access-control-allow-origin"]
+        == "*"
+    )
 
 
 def test_a_stream_that_is_not_read_is_ended_and_others_go_on(relay, stream, database):

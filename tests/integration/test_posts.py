@@ -1,5 +1,6 @@
 """POST publishes, where it is enabled, for who has a token for it."""
 
+import contextlib
 import json
 import os
 import socket
@@ -82,6 +83,37 @@ def test_who_may_not(process, watcher, publisher):
         assert peer.data() == "the only one"
 
 
+def test_the_oldest_of_too_many_is_told_so(relay, publisher):
+    process = relay("status", env=ENV | {"RELAY_MAX_HEADS": "16"})
+    with contextlib.ExitStack() as stack:
+        wires = [stack.enter_context(Wire(address_of(process.status_url))) for _ in range(17)]
+        for wire in wires:
+            wire.send(post(f"/p1:wepp?token={publisher}", length=1))
+            time.sleep(0.01)
+        assert wires[0].answer().status == 503
+        for wire in wires[1:]:
+            wire.send(b"x")
+            assert wire.answer().status == 200
+
+
+def test_a_page_posts(relay, publisher):
+    process = relay("status", env=ENV | {"STATUS_ALLOWED_ORIGINS": "https://wepp.cloud"})
+    page = "Origin: https://wepp.cloud"
+    ahead = head("/p1:wepp", page, "Access-Control-Request-Method: POST", method="OPTIONS")
+    for request, status in (
+        (ahead, 200),
+        (post(f"/p1:wepp?token={publisher}", b"x", page), 200),
+        (post(f"/p1:wepp?token={publisher}", b"x" * 70_000, page), 413),
+        (post("/p1:wepp", b"x", page), 401),
+    ):
+        answer = ask(process.status_url, request)
+        assert (answer.status, answer.headers["access-control-allow-origin"]) == (status, "https://wepp.cloud")
+    assert ask(process.status_url, ahead).headers["access-control-allow-methods"] == "GET, HEAD, POST"
+    other = ask(process.status_url, head("/p1:wepp", method="PUT"))
+    assert (other.status, other.headers["allow"]) == (405, "GET, HEAD, POST")
+    assert b"POST" in other.body
+
+
 def test_who_leaves_before_the_end_leaves_nothing(process, publisher):
     for _ in range(20):
         with Wire(address_of(process.status_url)) as wire:
@@ -120,3 +152,4 @@ def test_redis_is_away(relay, redis_server, publisher):
     wait_for(lambda: ask(process.status_url, head("/readyz")).status == 503, "the relay knows")
     answer = ask(process.status_url, post(f"/p1:wepp?token={publisher}", b"x"))
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+    assert b"was not published" in answer.body

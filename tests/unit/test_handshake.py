@@ -101,6 +101,8 @@ def without(name):
         (head(headers=["Transfer-Encoding: chunked", *UPGRADE]), 400),
         (head(headers=["Content-Length: 5", *UPGRADE]), 400),
         (head(headers=["Host: y", *UPGRADE]), 400),
+        (head(headers=[*UPGRADE, "Authorization: Bearer a", "Authorization: Bearer a"]), 400),
+        (head(headers=["Host: x", "Authorization: Bearer a", "authorization:"]), 400),
         (head(headers=without("Host")), 400),
         (head(headers=["Host: a b@c/", *UPGRADE[1:]]), 400),
         (head(headers=["Host: user@x", *UPGRADE[1:]]), 400),
@@ -130,6 +132,24 @@ def test_the_number_of_headers_may_be_set(extra):
     with pytest.raises(Refused, match="More than 16 headers") as caught:
         read(head(headers=[*UPGRADE, *extra, *(f"X-{i}: y" for i in range(12))]), 16)
     assert caught.value.bound == "headers"
+
+
+@pytest.mark.parametrize(
+    ("accept", "wants"),
+    [
+        ([], ()),
+        (["*/*"], ()),
+        (["text/event-stream"], ("stream",)),
+        (["application/json, text/event-stream"], ("json", "stream")),
+        (["application/json;q=0.5, text/html, text/event-stream; charset=utf-8; Q=0.501"], ("stream", "json")),
+        (["text/html", "Text/Event-Stream;q=0.1", "application/json"], ("json", "stream")),
+        (["text/event-stream;q=0, application/json; q=0.000"], ()),
+        (["application/json;q=1.000;x=q=0"], ("json",)),
+        (["application/json;q=much, application/jsonx, ;;,"], ("json",)),
+    ],
+)
+def test_what_is_wanted_most(accept, wants):
+    assert read(head(headers=["Host: x", *(f"Accept: {value}" for value in accept)])).wants == wants
 
 
 def test_without_upgrade_nothing_is_upgraded():

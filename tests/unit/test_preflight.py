@@ -49,6 +49,9 @@ class Core:
     def announce_gap(self, service, notice, run=None):
         self.notices.append(notice)
 
+    def accept(self, client, answer):
+        pass
+
     def refuse(self, client, answer):
         self.refused.append((client, answer))
 
@@ -223,6 +226,18 @@ async def test_with_redis_away_the_last_snapshot_is_at_hand(watching, away):
     assert checks(core.attached[-1][2]) == {"channels"}
     service.join(3, b"never seen")
     assert core.attached[-1] == (3, b"never seen", b"")
+
+
+async def test_many_who_ask_once_cost_one_read(make):
+    service, core, _, commands = make()
+    for turn in (1, 2):
+        for client in range(100):
+            service.show(client, b"run1", [], head=False)
+        service.show(100, b"run2", [], head=False)
+        assert commands.reads() == [b"run1", b"run2"] * turn
+        await commands.answer(CHANNELS)
+        assert [client for client, _ in core.refused] == [*range(101)] * turn
+    assert all(answer.startswith(b"HTTP/1.1 200 ") and b'"channels":true' in answer for _, answer in core.refused)
 
 
 async def test_with_redis_there_an_old_snapshot_is_not_shown(watching):
