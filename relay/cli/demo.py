@@ -31,6 +31,7 @@ STATUS_PORT, PREFLIGHT_PORT = 9002, 9001
 START = 15.0  # seconds in which a relay must be ready; it takes 0.5 on an idle machine
 END = 1.2  # seconds from SIGTERM to SIGKILL, so that all is over within 2 s of Ctrl-C
 DRAIN = "500ms"
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last is what a terminal that is closed sends
 PAUSE = 8.0  # seconds between two runs, to look at a full checklist
 QUICK, LARGE = "burnt-lodgepole", "upper-clearwater"  # the runs beside the one that is asked for
 
@@ -156,7 +157,7 @@ def _program() -> str:
 
 
 class Ending:
-    """SIGINT and SIGTERM as something to wait for, and not an exception in the middle of anything.
+    """Ctrl-C, SIGTERM and a closed terminal as something to wait for, not an exception in the middle of anything.
 
     The bytes that Python writes for them (`signal.set_wakeup_fd`) are never read: once asked to end, no wait waits.
     """
@@ -166,7 +167,7 @@ class Ending:
         self._asked.setblocking(False)
         self._wakeup.setblocking(False)
         self._before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
-        self._handlers = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers = {s: signal.signal(s, lambda *_: None) for s in ASKING}
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -215,6 +216,8 @@ def _relay(redis_url: str, status: int, preflight: int) -> Iterator[subprocess.P
     In a session of its own too: the terminal sends Ctrl-C to the whole process group, and the relay is to end when
     the worker has, not before.
     """
+    from relay.cli.embedded import die_with_parent
+
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("STATUS_", "PREFLIGHT_", "RELAY_", "REDIS_"))}
     settings = {
         "REDIS_URL": redis_url,
@@ -225,7 +228,9 @@ def _relay(redis_url: str, status: int, preflight: int) -> Iterator[subprocess.P
         "RELAY_DRAIN": DRAIN,
     }
     command = [sys.executable, "-m", "relay", "serve"]
-    with subprocess.Popen(command, env=inherited | settings, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, env=inherited | settings, start_new_session=True, preexec_fn=die_with_parent
+    ) as process:
         try:
             yield process
         finally:

@@ -17,6 +17,8 @@ import redis
 from playwright.sync_api import sync_playwright
 from websockets.sync.client import connect
 
+from tests.integration.peers import wait_for
+
 ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)/run/(.+)")
 
 
@@ -126,7 +128,7 @@ def test_of_the_runs_beside_it_one_fails_and_is_started_again_and_one_is_slow(de
     assert running.process.wait(10) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_it_ends_all_that_it_started(demo, number):
     running = demo()
     children = running.children()
@@ -141,6 +143,14 @@ def test_it_ends_all_that_it_started(demo, number):
     assert children
     assert not [pid for pid in children if alive(pid)]
     assert took < 5  # 0.6 s on an idle machine; a drain that nobody shortened takes 10
+
+
+def test_a_killed_demo_leaves_nothing_running(demo):
+    running = demo()
+    children = running.children()
+    assert len(children) == 2
+    running.process.kill()
+    wait_for(lambda: not any(map(alive, children)), "the end of relay and Redis")
 
 
 @pytest.mark.parametrize(
