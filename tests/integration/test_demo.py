@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,19 @@ def test_it_takes_free_ports_where_the_usual_ones_are_taken(demo):
         running = demo("--speed", "50", "--once")
         assert running.port != 9002
         assert running.preflight_port not in (9001, running.port)
+        assert running.process.wait(30) == 0
+
+
+def test_demos_that_start_together_each_have_a_relay_of_their_own(demo):
+    with ThreadPoolExecutor(3) as pool:
+        names = ["one", "two", "three"]
+        together = list(pool.map(lambda name: demo("--run", name, "--speed", "20", "--once"), names))
+    ports = [port for running in together for port in (running.port, running.preflight_port)]
+    assert len(set(ports)) == 6
+    for running, name in zip(together, names, strict=True):
+        log = frames(f"ws://127.0.0.1:{running.port}/{name}:dss_export", "status")
+        with contextlib.closing(log):
+            assert f"post_dss_export_rq({name})" in next(log)["data"]
         assert running.process.wait(30) == 0
 
 
