@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from relay.cli.examples import ExampleCommand
-from relay.cli.target import TOKEN, address, query
+from relay.cli.target import TOKEN, address, masked, query
 from relay.cli.terminal import colored
 
 WAIT = 10.0  # seconds for the first snapshot: twice the relay's own deadline for its Redis command
@@ -65,7 +65,7 @@ def checklist(run: str, url: str, token: str, watch: bool, plain: bool, as_json:
     try:
         asyncio.run(asyncio.wait_for(follow(where, take, again=False, query=query(token)), WAIT))
     except TimeoutError:
-        raise RelayError(f"{where}: no snapshot within {WAIT:g} s; does the relay reach its Redis?") from None
+        raise RelayError(f"{masked(where)}: no snapshot within {WAIT:g} s; does the relay reach its Redis?") from None
 
 
 def changes(last: dict[str, Any], frame: dict[str, Any]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 
+from relay.cli.target import masked
 from relay.errors import RelayError
 
 Frame = dict[str, Any]
@@ -40,7 +41,7 @@ async def follow(
     """Hand every frame of `url` to `take` until that returns true; heartbeats are answered here.
 
     Args:
-        url: websocket address.
+        url: websocket address; a password in it is not shown.
         query: what stands behind the `?` of the address; never shown.
         take: called with each frame, heartbeats among them, in order; true ends it.
         again: reconnect with full jitter for ever; otherwise the first failure ends it.
@@ -49,7 +50,7 @@ async def follow(
     Raises:
         RelayError: the relay refuses this address for good; without `again`, any failure.
     """
-    attempt, lost = 0, False
+    attempt, lost, shown = 0, False, masked(url)
     while True:
         heard = False
         try:
@@ -57,20 +58,20 @@ async def follow(
                 f"{url}?{query}" if query else url, compression=None, max_size=LONGEST, close_timeout=1
             )
         except (OSError, InvalidHandshake) as error:
-            reason = _refused(error, url)
+            reason = _refused(error, shown)
         else:
             if lost:
-                tell(True, f"connected to {url} again")
+                tell(True, f"connected to {shown} again")
             lost = False
             async with socket:
                 heard, done = await _listen(socket, take)
             if done:
                 return
-            reason = _closed(socket, url, heard)
+            reason = _closed(socket, shown, heard)
         if not again:
-            raise RelayError(f"{url}: {reason}; is the relay running there?")
+            raise RelayError(f"{shown}: {reason}; is the relay running there?")
         if not lost:
-            tell(False, f"{url}: {reason}; reconnecting")
+            tell(False, f"{shown}: {reason}; reconnecting")
             lost = True
         attempt = 1 if heard else attempt + 1
         await asyncio.sleep(random.uniform(0, min(RETRY_MAX, RETRY_BASE * 2 ** min(attempt - 1, 10))))

@@ -417,6 +417,24 @@ def test_changes():
     assert list(changes(one, two)) == ["[ ] a", "[x] c", "wepp unlocked", "soils locked"]
 
 
+@pytest.mark.parametrize("script", [HTTPStatus.NOT_FOUND, saying(close=1012), saying(close=1008), staying(PING)])
+@pytest.mark.parametrize("command", [["tail", "r:c", "--until", "X", "--timeout", "1s"], ["checklist", "r"]])
+def test_a_password_is_not_shown(fake, command, script, monkeypatch):
+    monkeypatch.setattr(checklist_command, "WAIT", 0.2)
+    url = fake(script).replace("//", "//someone:s3cret@")
+    result = invoke(*command, "--url", url)
+    assert result.exit_code == 1
+    assert "s3cret" not in result.output + result.stderr
+    assert "//***@127" in result.stderr or script is not HTTPStatus.NOT_FOUND
+
+
+def test_a_password_is_not_shown_when_the_connection_is_there_again(fake):
+    url = fake(saying(close=1012), staying(status("x"))).replace("//", "//someone:s3cret@")
+    said = invoke("tail", "r:c", "--url", url, "-n", "1").stderr
+    assert "s3cret" not in said
+    assert said.count("//***@127.0.0.1") == 2
+
+
 @pytest.mark.parametrize("command", [["tail", "r:c"], ["checklist", "r"]])
 def test_a_url_that_is_none_is_a_usage_error(command):
     result = invoke(*command, "--url", "localhost:9002")
