@@ -13,8 +13,10 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
+from websockets.http11 import Response
 
 from relay.cli.target import masked
+from relay.cli.terminal import quoted
 from relay.errors import RelayError
 
 Frame = dict[str, Any]
@@ -125,7 +127,7 @@ def _refused(error: Exception, url: str) -> str:
     """Why the handshake failed, for another try; RelayError where another try is pointless."""
     if isinstance(error, InvalidStatus):
         answer = error.response
-        said = answer.body.decode("utf-8", "replace").strip() if answer.body else answer.reason_phrase
+        said = _said(answer)
         if answer.status_code < 500 and answer.status_code not in NOT_NOW:
             raise RelayError(f"{url}: refused with {answer.status_code}: {said}") from error
         return f"answered {answer.status_code}: {said}"
@@ -133,12 +135,18 @@ def _refused(error: Exception, url: str) -> str:
         return "no HTTP answer"
     if isinstance(error, OSError) and error.errno and error.errno > 0:
         return os.strerror(error.errno)
-    return str(error) or type(error).__name__
+    return quoted(str(error)) or type(error).__name__
+
+
+def _said(answer: Response) -> str:
+    """Why the server says no: the first line of its body, or the words beside its number where the body is a page."""
+    lines = (answer.body or b"").decode("utf-8", "replace").strip().splitlines()
+    return quoted(lines[0] if lines and not lines[0].startswith("<") else answer.reason_phrase)
 
 
 def _closed(socket: ClientConnection, url: str, heard: bool) -> str:
     """Why the connection ended, for another try; RelayError where another try is pointless."""
-    said = f"closed {socket.close_code}" + (f" ({socket.close_reason})" if socket.close_reason else "")
+    said = f"closed {socket.close_code}" + (f" ({quoted(socket.close_reason)})" if socket.close_reason else "")
     if socket.close_code == POLICY and not heard:
         raise RelayError(f"{url}: {said}: the relay refuses this subscription")
     return said

@@ -57,5 +57,11 @@ def harmless(text: str) -> str:
     return "".join(c if _plain(c) else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def quoted(text: str) -> str:
+    """What a server said, on one line, of bounded length, and harmless."""
+    line = harmless(" ".join(text.split()))
+    return line if len(line) <= 200 else f"{line[:200]}..."
+
+
 def _plain(character: str) -> bool:
     return character in "\n\t\u200c\u200d" or unicodedata.category(character) not in ("Cc", "Cf")

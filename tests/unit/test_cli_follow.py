@@ -55,7 +55,7 @@ def fake():
             def refuse(connection, request):
                 paths.append(request.path)
                 if isinstance(script(), HTTPStatus):
-                    return connection.respond(script(), "no such thing here\n")
+                    return connection.respond(script(), start.body)
                 return None
 
             server = stack.enter_context(serve(lambda c: script()(c), "127.0.0.1", 0, process_request=refuse))
@@ -65,7 +65,7 @@ def fake():
             stack.callback(server.shutdown)
             return f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
 
-        start.paths = paths
+        start.paths, start.body = paths, "no such thing here\n"
         yield start
 
 
@@ -157,6 +157,26 @@ def test_tail_ends_where_the_relay_refuses_for_good(fake, code):
     result = invoke("tail", "r:c", "--url", url)
     assert result.exit_code == 1
     assert result.stderr == f"relay: {url}/r:c: refused with {code.value}: no such thing here\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("\x1b]0;owned\x07\x1b[2J\nsecond line", "\\x1b]0;owned\\x07\\x1b[2J"),
+        ("<html>\r\n<head><title>404 Not Found", "Not Found"),
+        ("x" * 5000, "x" * 200 + "..."),
+        ("", "Not Found"),
+    ],
+)
+def test_what_a_server_says_with_its_refusal_is_one_harmless_line(fake, body, said):
+    url = fake(HTTPStatus.NOT_FOUND)
+    fake.body = body
+    assert invoke("tail", "r:c", "--url", url).stderr == f"relay: {url}/r:c: refused with 404: {said}\n"
+
+
+def test_the_reason_of_a_close_is_harmless(fake):
+    result = invoke("tail", "r:c", "--url", fake(saying(close=1008, reason="\x1b[2J\nno")))
+    assert "closed 1008 (\\x1b[2J no): the relay refuses" in result.stderr
 
 
 @pytest.mark.parametrize("code", [HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY])
@@ -407,6 +427,11 @@ def test_checklist_without_a_snapshot_ends_with_a_sentence(fake, monkeypatch):
     result = invoke("checklist", "r", "--url", fake(staying(PING)))
     assert result.exit_code == 1
     assert "no snapshot within 0.2 s; does the relay reach its Redis?" in result.stderr
+
+
+def test_a_lock_is_one_harmless_line():
+    frame = json.loads(snapshot(["\x1b[2J\n[x] wepp"]))
+    assert list(changes({}, frame)) == ["\\x1b[2J\\n[x] wepp locked"]
 
 
 def test_changes():
