@@ -51,6 +51,8 @@ def address(base: str, path: str) -> str:
         usable = False
     if not usable:
         raise click.UsageError(f"--url {masked(base)}: not an address such as ws://localhost:9002")
+    if parts.query or parts.fragment:
+        raise click.UsageError("--url: an address without ? and #; a token is given by --token or RELAY_TOKEN")
     return f"{WEBSOCKET[parts.scheme]}://{parts.netloc}{parts.path.rstrip('/')}/{path}"
 
 
