@@ -24,6 +24,10 @@ Frame = dict[str, Any]
 RETRY_BASE = 0.5  # seconds; upper bound of the first wait
 RETRY_MAX = 15.0  # seconds; what WEPPcloud's pages wait at most
 LONGEST = 16 << 20  # bytes; a published MiB may grow sixfold when it is escaped
+PING, PONG = (
+    10,
+    20,
+)  # seconds between two pings, and for an answer: a hung relay is noticed within 30 (docs/protocol.md)
 NOT_NOW = (408, 429)  # the 4xx that invite another try; all others say "never"
 POLICY = 1008  # close code of a subscription that Redis refuses, and of silence
 
@@ -57,7 +61,12 @@ async def follow(
         heard = False
         try:
             socket = await connect(
-                f"{url}?{query}" if query else url, compression=None, max_size=LONGEST, close_timeout=1
+                f"{url}?{query}" if query else url,
+                compression=None,
+                max_size=LONGEST,
+                ping_interval=PING,
+                ping_timeout=PONG,
+                close_timeout=1,
             )
         except (OSError, InvalidHandshake) as error:
             reason = _refused(error, shown)

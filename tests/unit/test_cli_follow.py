@@ -198,6 +198,23 @@ def test_tail_comes_back_after_a_1008_for_silence(fake):
     assert (result.exit_code, result.stdout) == (0, "x\n")
 
 
+def test_tail_notices_a_relay_that_hangs(fake, monkeypatch):
+    assert follow.PING + follow.PONG == 30
+    monkeypatch.setattr(follow, "PING", 0.1)
+    monkeypatch.setattr(follow, "PONG", 0.2)
+
+    over = threading.Event()
+
+    def hung(connection):
+        with connection.protocol_mutex:  # nothing is read meanwhile, nor answered
+            assert over.wait(10)
+
+    result = invoke("tail", "r:c", "--url", fake(hung, staying(status("x"))), "-n", "1")
+    assert (result.exit_code, result.stdout) == (0, "x\n")
+    over.set()
+    assert "closed 1006; reconnecting" in result.stderr
+
+
 def test_tail_waits_for_a_relay_that_is_not_there_yet():
     process = subprocess.Popen(
         [sys.executable, "-m", "relay", "tail", "r:c", "--url", "ws://127.0.0.1:1"], stderr=subprocess.PIPE
