@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from http import HTTPStatus
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -238,6 +239,16 @@ def test_tail_ends_when_its_reader_does(fake):
     assert process.wait(10) == 1
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+@pytest.mark.parametrize("command", [["tail", "r:c"], ["tail", "r:c", "r:d"], ["checklist", "r"]])
+def test_a_full_disk_is_one_sentence(fake, command):
+    url = fake(staying(status("x"), snapshot(wepp=True)))
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "relay", *command, "--url", url], stdout=full, stderr=subprocess.PIPE, timeout=30
+        )
+    assert (result.returncode, result.stderr) == (1, b"relay: stdout takes nothing more: No space left on device\n")
 
 
 def test_tail_on_a_terminal_shows_control_characters(fake):
