@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import math
 import os
 import select
 import shutil
@@ -48,6 +49,13 @@ def _run_id(_ctx: click.Context, _parameter: click.Parameter, run: str) -> str:
     raise click.BadParameter(f"{run!r} is no run id: letters, digits and _ . ; - only, as in my-run")
 
 
+def _speed(_ctx: click.Context, _parameter: click.Parameter, speed: float) -> float:
+    """Within click's range, which lets through what is no number at all."""
+    if math.isnan(speed):
+        raise click.BadParameter(f"{speed} is no number")
+    return speed
+
+
 @click.command(
     cls=ExampleCommand,
     examples=(
@@ -57,7 +65,9 @@ def _run_id(_ctx: click.Context, _parameter: click.Parameter, run: str) -> str:
     ),
 )
 @click.option("--run", default="demo", show_default=True, callback=_run_id, help="Run id; what it had is overwritten.")
-@click.option("--speed", default=1.0, show_default=True, type=click.FloatRange(0.01, 1000), help="Of the work.")
+@click.option(
+    "--speed", default=1.0, show_default=True, type=click.FloatRange(0.01, 1000), callback=_speed, help="Of the work."
+)
 @click.option("--redis-url", metavar="URL", help="Use this Redis and not one of the demo's own; it keeps the runs.")
 @click.option("--once", is_flag=True, help="End when each run has run once.")
 def demo(run: str, speed: float, redis_url: str | None, once: bool) -> None:

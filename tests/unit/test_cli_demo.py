@@ -53,6 +53,13 @@ def test_what_is_no_run_id_is_a_usage_error(run):
     assert "is no run id" in result.stderr
 
 
+@pytest.mark.parametrize("speed", ["nan", "inf", "0", "-1", "fast"])
+def test_what_is_no_speed_is_a_usage_error(speed):
+    result = CliRunner().invoke(relay, ["demo", "--speed", speed])
+    assert result.exit_code == 2
+    assert "Invalid value for '--speed'" in result.stderr
+
+
 @pytest.mark.parametrize("run", ["demo", "batch;;a;;b", "x.1_y-z"])
 def test_run_ids(run):
     assert demo._run_id(None, None, run) == run
