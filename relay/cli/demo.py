@@ -101,6 +101,8 @@ def _demo(
         if not _ready(port, server, ending):
             return
     client.configure(url=redis.url)
+    client.StatusMessenger.configure(queue=True)  # direct, a busy machine loses lines: a publish has 0.2 s
+    stack.callback(client.StatusMessenger.configure, queue=False)
     click.echo(f"http://{HOST}:{status}/run/{run}")
 
     def pause(seconds: float) -> bool:

@@ -181,14 +181,16 @@ def test_it_takes_free_ports_where_the_usual_ones_are_taken(demo):
 def test_demos_that_start_together_each_have_a_relay_of_their_own(demo):
     with ThreadPoolExecutor(3) as pool:
         names = ["one", "two", "three"]
-        together = list(pool.map(lambda name: demo("--run", name, "--speed", "20", "--once"), names))
+        together = list(pool.map(lambda name: demo("--run", name, "--speed", "20"), names))
     ports = [port for running in together for port in (running.port, running.preflight_port)]
     assert len(set(ports)) == 6
     for running, name in zip(together, names, strict=True):
         log = frames(f"ws://127.0.0.1:{running.port}/{name}:dss_export", "status")
         with contextlib.closing(log):
             assert f"post_dss_export_rq({name})" in next(log)["data"]
-        assert running.process.wait(30) == 0
+    for running in together:
+        running.process.terminate()
+        assert running.process.wait(10) == 0
 
 
 def test_it_starts_over_with_a_new_run(demo):
