@@ -68,7 +68,12 @@ def _speed(_ctx: click.Context, _parameter: click.Parameter, speed: float) -> fl
 @click.option(
     "--speed", default=1.0, show_default=True, type=click.FloatRange(0.01, 1000), callback=_speed, help="Of the work."
 )
-@click.option("--redis-url", metavar="URL", help="Use this Redis and not one of the demo's own; it keeps the runs.")
+@click.option(
+    "--redis-url",
+    envvar="REDIS_URL",
+    metavar="URL",
+    help="Use this Redis and not one of the demo's own; it keeps the runs.  [env: REDIS_URL]",
+)
 @click.option("--once", is_flag=True, help="End when each run has run once.")
 def demo(run: str, speed: float, redis_url: str | None, once: bool) -> None:
     """Run Redis, relay and model runs to watch.
@@ -91,6 +96,7 @@ def _demo(
     from redis.exceptions import ConnectionError as RedisConnectionError
 
     import client
+    import client.connection
     from relay.cli.embedded import redis_server
 
     redis = stack.enter_context(redis_server(redis_url))
@@ -103,6 +109,8 @@ def _demo(
     client.configure(url=redis.url)
     client.StatusMessenger.configure(queue=True)  # direct, a busy machine loses lines: a publish has 0.2 s
     stack.callback(client.StatusMessenger.configure, queue=False)
+    if redis.process is None:
+        click.echo(f"relay demo: writes its runs to {client.connection.address()}, which keeps them", err=True)
     click.echo(f"http://{HOST}:{status}/run/{run}")
 
     def pause(seconds: float) -> bool:

@@ -49,7 +49,7 @@ def demo():
     """Starts demos, and ends what a failed test left."""
     with contextlib.ExitStack() as stack:
 
-        def start(*args):
+        def start(*args, **env):
             process = stack.enter_context(
                 subprocess.Popen(
                     [sys.executable, "-m", "relay", "demo", *args],
@@ -57,6 +57,7 @@ def demo():
                     stderr=subprocess.PIPE,
                     text=True,
                     start_new_session=True,
+                    env={name: value for name, value in os.environ.items() if name != "REDIS_URL"} | env,
                 )
             )
             stack.callback(lambda: process.poll() is None and process.terminate())
@@ -201,11 +202,15 @@ def test_it_starts_over_with_a_new_run(demo):
             starts += "STARTED" in json.loads(log.recv(timeout=30)).get("data", "")
 
 
-def test_it_uses_the_redis_it_is_given(demo, redis_url):
-    running = demo("--redis-url", redis_url, "--once", "--speed", "50")
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_it_uses_the_redis_it_is_given(demo, redis_url, by):
+    arguments, env = (["--redis-url", redis_url], {}) if by == "option" else ([], {"REDIS_URL": redis_url})
+    running = demo(*arguments, "--once", "--speed", "50", **env)
     assert len(running.children()) == 1
     assert running.process.wait(30) == 0
-    runs = re.findall(r"/run/(\S+)", running.process.stderr.read())
+    said = running.process.stderr.read()
+    assert f"relay demo: writes its runs to {redis_url}" in said
+    runs = re.findall(r"/run/(\S+)", said)
     assert len(runs) == 3
     with redis.Redis.from_url(redis_url) as connection:
         for run in runs:  # each has run to its end
