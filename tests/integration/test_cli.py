@@ -217,7 +217,7 @@ def test_checklist_watch_on_a_terminal(relay, redis_url):
                 relay("preflight", env={"PREFLIGHT_LISTEN_ADDR": f"127.0.0.1:{first.ports['preflight']}"}, wait=None)
                 wait_for(lambda: shown("connected, last")() and shown("[✓] channels")(), "a connection")
                 watch.send_signal(signal.SIGINT)
-                assert watch.wait(10) == 0
+                assert watch.wait(10) == 130
             finally:
                 if watch.poll() is None:
                     watch.kill()

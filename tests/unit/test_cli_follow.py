@@ -514,8 +514,10 @@ def watching(url, *args, streams=("stdin", "stdout", "stderr"), **env):
                     process.kill()
 
 
-@pytest.mark.parametrize("end", [b"q", signal.SIGINT, signal.SIGTERM], ids=["q", "SIGINT", "SIGTERM"])
-def test_checklist_watch_on_a_terminal_is_drawn_in_place(fake, end):
+@pytest.mark.parametrize(
+    ("end", "code"), [(b"q", 0), (signal.SIGINT, 130), (signal.SIGTERM, 0)], ids=["q", "SIGINT", "SIGTERM"]
+)
+def test_checklist_watch_on_a_terminal_is_drawn_in_place(fake, end, code):
     seen = threading.Event()
 
     def script(connection):
@@ -534,7 +536,7 @@ def test_checklist_watch_on_a_terminal_is_drawn_in_place(fake, end):
         assert "r: 1 of 1 done, 0 running" in watched(terminal)
         assert "wepp" not in watched(terminal)
         os.write(terminal.ours, end) if isinstance(end, bytes) else process.send_signal(end)
-        assert process.wait(10) == 0
+        assert process.wait(10) == code
         assert terminal.settings() == before
         drawn = terminal.read()
     assert drawn.startswith("\x1b[?1049h\x1b[?25l")
