@@ -216,7 +216,7 @@ def _parts(total: int, count: int) -> list[int]:
 
 
 def _channels(rng: random.Random, site: Site) -> Iterator[Line]:
-    yield 0.3, f"fetching DEM: USGS 3DEP 10 m, {site.north} {site.west} to {site.south} {site.east}"
+    yield 0.3, f"fetching DEM: USGS 3DEP 10 m, {site.north:.4f} {site.west:.4f} to {site.south:.4f} {site.east:.4f}"
     rows, columns = site.cell(site.east, site.south)
     yield 0.9, f"dem.tif: {rows} rows, {columns} columns, {site.lowest} m to {site.highest} m"
     yield 0.3, "WhiteboxTools: BreachDepressionsLeastCost --dist=1000"
@@ -224,7 +224,7 @@ def _channels(rng: random.Random, site: Site) -> Iterator[Line]:
         yield 0.2, f"BreachDepressionsLeastCost: progress {percent}%"
     yield 0.2, f"breached {rng.randint(rows, 2 * rows)} pits, filled {rng.randint(8, 20)}"
     yield 0.3, "WhiteboxTools: D8Pointer, D8FlowAccumulation"
-    yield 0.5, f"flow accumulation: largest upslope area {site.hectares * rng.uniform(0.025, 0.028):.2f} km2"
+    yield 0.5, f"flow accumulation: largest upslope area {site.hectares * rng.uniform(0.016, 0.019):.2f} km2"
     yield 0.3, f"extracting streams: csa 5.0 ha, mcl 60 m: {site.channels * 5 + rng.randint(0, 40)} links"
     yield 0.3, "netful.tif written, polygonized to netful.geojson"
 
