@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from relay.cli.examples import ExampleCommand
-from relay.cli.target import TOKEN, address, query
+from relay.cli.screen import plain
+from relay.cli.target import TOKEN, address, masked, query
 from relay.cli.terminal import colored
 
 WAIT = 10.0  # seconds for the first snapshot: twice the relay's own deadline for its Redis command
@@ -26,9 +27,9 @@ WAIT = 10.0  # seconds for the first snapshot: twice the relay's own deadline fo
 @click.option("--url", default="ws://localhost:9001", show_default=True, help="The relay's preflight service.")
 @TOKEN
 @click.option("--watch", is_flag=True, help="Stay, and show each change.")
-@click.option("--plain", is_flag=True, help="With --watch: a line for each change on a terminal, too.")
+@click.option("--plain", "lines", is_flag=True, help="With --watch: a line for each change on a terminal, too.")
 @click.option("--json", "as_json", is_flag=True, help="Each snapshot as one JSON object, as the relay sends it.")
-def checklist(run: str, url: str, token: str, watch: bool, plain: bool, as_json: bool) -> None:
+def checklist(run: str, url: str, token: str, watch: bool, lines: bool, as_json: bool) -> None:
     """Print what is done and what runs in RUN.
 
     Locked is what runs. With --watch the changes follow, one a line, and a lost connection is made again; on a
@@ -52,7 +53,7 @@ def checklist(run: str, url: str, token: str, watch: bool, plain: bool, as_json:
         return not watch
 
     where = address(url, quote(run, safe=""))
-    if watch and not (plain or as_json) and colored():
+    if watch and not (lines or as_json) and colored():
         from relay.cli import checklist_board
         from relay.cli.screen import Screen
 
@@ -65,16 +66,19 @@ def checklist(run: str, url: str, token: str, watch: bool, plain: bool, as_json:
     try:
         asyncio.run(asyncio.wait_for(follow(where, take, again=False, query=query(token)), WAIT))
     except TimeoutError:
-        raise RelayError(f"{where}: no snapshot within {WAIT:g} s; does the relay reach its Redis?") from None
+        raise RelayError(f"{masked(where)}: no snapshot within {WAIT:g} s; does the relay reach its Redis?") from None
 
 
 def changes(last: dict[str, Any], frame: dict[str, Any]) -> Iterator[str]:
-    """What of `frame` is not in `last`: a line for each item, then one for each lock that is or was held."""
+    """What of `frame` is not in `last`: a line for each item, then one for each lock that is or was held.
+
+    A lock bears the name that somebody has written into Redis.
+    """
     before = last.get("checklist", {})
     for item, done in frame["checklist"].items():
         if before.get(item) != done:
-            yield f"[{'x' if done else ' '}] {item}"
+            yield f"[{'x' if done else ' '}] {plain(item)}"
     held = last.get("lock_statuses", {})
     for name, locked in frame["lock_statuses"].items():
         if bool(held.get(name)) != locked:
-            yield f"{name} {'locked' if locked else 'unlocked'}"
+            yield f"{plain(name)} {'locked' if locked else 'unlocked'}"

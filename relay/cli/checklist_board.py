@@ -61,7 +61,7 @@ class Board:
             _styled(BOLD_YELLOW, cut(f"[>] {plain(name)}  {self._since(name, now)}", width)) for name in self.held
         ]
         return [cut(head, width), *self._connection(width, now), "", *running, *([""] if running else []), *_columns(
-            [self._step(step, bool(ticked), now) for step, ticked in steps.items()], width
+            [self._step(step, bool(ticked), now, width) for step, ticked in steps.items()], width
         )]  # fmt: skip
 
     def _connection(self, width: int, now: float) -> list[str]:
@@ -73,24 +73,26 @@ class Board:
     def _since(self, name: str, now: float) -> str:
         return f"{'at least ' if name in self.unsure else ''}{span(now - self.held[name])}"
 
-    def _step(self, step: str, done: bool, now: float) -> tuple[str, str]:
-        """Its style, and its text in CELL columns."""
-        when = _clock(self.done[step], now) if step in self.done else ""
-        name = cut(plain(step), CELL - 5 - len(when))
+    def _step(self, step: str, done: bool, now: float, width: int) -> tuple[str, str]:
+        """Its style, and its text in CELL columns; where the terminal has fewer, in those, without a time."""
+        when = _clock(self.done[step], now) if step in self.done and width >= CELL else ""
+        name = cut(plain(step), min(CELL, width + 1) - 5 - len(when))
         text = f"[{_tick() if done else ' '}] {name}"
-        return GREEN if done else "", f"{text}{when:>{CELL - len(text)}}"
+        return GREEN if done else "", f"{text}{when:>{CELL - len(text)}}"[:width]
 
 
 async def show(screen: Screen, run: str, url: str, query: str) -> None:
-    """Draw the run at `url` until it is ended: by q, Ctrl-C, SIGTERM, or the end of the terminal.
+    """Draw the run at `url` until it is ended: by q, SIGTERM, or the end of the terminal.
 
     Raises:
+        KeyboardInterrupt: by Ctrl-C.
         RelayError: the relay refuses the run.
     """
     import asyncio
     import signal
 
     board, ended, loop = Board(run), asyncio.Event(), asyncio.get_running_loop()
+    interrupted = False
 
     def draw() -> None:
         screen.draw(board.lines(screen.size()[0], time.time()))
@@ -109,11 +111,18 @@ async def show(screen: Screen, run: str, url: str, query: str) -> None:
             draw()
             await asyncio.sleep(1)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ended.set)  # so that the terminal is given back as it was
+    def interrupt() -> None:
+        nonlocal interrupted
+        interrupted = True
+        ended.set()
+
+    loop.add_signal_handler(signal.SIGTERM, ended.set)  # so that the terminal is given back as it was
+    loop.add_signal_handler(signal.SIGINT, interrupt)
     loop.add_signal_handler(signal.SIGWINCH, draw)
     ended_by_key(ended)
     await follow_any([follow(url, take, query=query, tell=tell), age(), ended.wait()])
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def _columns(cells: list[tuple[str, str]], width: int) -> list[str]:
@@ -121,7 +130,7 @@ def _columns(cells: list[tuple[str, str]], width: int) -> list[str]:
     columns = max(1, (width + GAP) // (CELL + GAP))
     height = -(-len(cells) // columns)
     rows = [cells[row::height] for row in range(height)]
-    return [(" " * GAP).join(_styled(style, cut(text, width)) for style, text in row) for row in rows]
+    return [(" " * GAP).join(_styled(style, text) for style, text in row) for row in rows]
 
 
 def _styled(style: str, text: str) -> str:

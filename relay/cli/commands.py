@@ -10,9 +10,8 @@ from typing import Any
 import click
 
 from relay.cli.examples import ExampleGroup
+from relay.cli.main import INTERRUPTED
 from relay.errors import RelayError
-
-INTERRUPTED = 130  # 128 + SIGINT, what a shell expects of a command that Ctrl-C ended
 
 COMMANDS = {
     "serve": "relay.cli.serve",

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import math
 import os
 import select
 import shutil
@@ -31,6 +32,8 @@ STATUS_PORT, PREFLIGHT_PORT = 9002, 9001
 START = 15.0  # seconds in which a relay must be ready; it takes 0.5 on an idle machine
 END = 1.2  # seconds from SIGTERM to SIGKILL, so that all is over within 2 s of Ctrl-C
 DRAIN = "500ms"
+BACKLOG = 128
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last is what a terminal that is closed sends
 PAUSE = 8.0  # seconds between two runs, to look at a full checklist
 QUICK, LARGE = "burnt-lodgepole", "upper-clearwater"  # the runs beside the one that is asked for
 
@@ -46,6 +49,13 @@ def _run_id(_ctx: click.Context, _parameter: click.Parameter, run: str) -> str:
     raise click.BadParameter(f"{run!r} is no run id: letters, digits and _ . ; - only, as in my-run")
 
 
+def _speed(_ctx: click.Context, _parameter: click.Parameter, speed: float) -> float:
+    """Within click's range, which lets through what is no number at all."""
+    if math.isnan(speed):
+        raise click.BadParameter(f"{speed} is no number")
+    return speed
+
+
 @click.command(
     cls=ExampleCommand,
     examples=(
@@ -55,8 +65,15 @@ def _run_id(_ctx: click.Context, _parameter: click.Parameter, run: str) -> str:
     ),
 )
 @click.option("--run", default="demo", show_default=True, callback=_run_id, help="Run id; what it had is overwritten.")
-@click.option("--speed", default=1.0, show_default=True, type=click.FloatRange(0.01, 1000), help="Of the work.")
-@click.option("--redis-url", metavar="URL", help="Use this Redis and not one of the demo's own; it keeps the runs.")
+@click.option(
+    "--speed", default=1.0, show_default=True, type=click.FloatRange(0.01, 1000), callback=_speed, help="Of the work."
+)
+@click.option(
+    "--redis-url",
+    envvar="REDIS_URL",
+    metavar="URL",
+    help="Use this Redis and not one of the demo's own; it keeps the runs.  [env: REDIS_URL]",
+)
 @click.option("--once", is_flag=True, help="End when each run has run once.")
 def demo(run: str, speed: float, redis_url: str | None, once: bool) -> None:
     """Run Redis, relay and model runs to watch.
@@ -79,15 +96,21 @@ def _demo(
     from redis.exceptions import ConnectionError as RedisConnectionError
 
     import client
+    import client.connection
     from relay.cli.embedded import redis_server
 
     redis = stack.enter_context(redis_server(redis_url))
-    status, preflight = _ports()
-    server = stack.enter_context(_relay(redis.url, status, preflight))
+    listeners = [_listener(port) for port in (STATUS_PORT, PREFLIGHT_PORT)]
+    status, preflight = (listener.getsockname()[1] for listener in listeners)
+    server = stack.enter_context(_relay(redis.url, *listeners))
     for port in (status, preflight):
         if not _ready(port, server, ending):
             return
     client.configure(url=redis.url)
+    client.StatusMessenger.configure(queue=True)  # direct, a busy machine loses lines: a publish has 0.2 s
+    stack.callback(client.StatusMessenger.configure, queue=False)
+    if redis.process is None:
+        click.echo(f"relay demo: writes its runs to {client.connection.address()}, which keeps them", err=True)
     click.echo(f"http://{HOST}:{status}/run/{run}")
 
     def pause(seconds: float) -> bool:
@@ -156,7 +179,7 @@ def _program() -> str:
 
 
 class Ending:
-    """SIGINT and SIGTERM as something to wait for, and not an exception in the middle of anything.
+    """Ctrl-C, SIGTERM and a closed terminal as something to wait for, not an exception in the middle of anything.
 
     The bytes that Python writes for them (`signal.set_wakeup_fd`) are never read: once asked to end, no wait waits.
     """
@@ -166,7 +189,7 @@ class Ending:
         self._asked.setblocking(False)
         self._wakeup.setblocking(False)
         self._before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
-        self._handlers = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers = {s: signal.signal(s, lambda *_: None) for s in ASKING}
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -186,46 +209,49 @@ class Ending:
             self._wakeup.send(b"\0")
 
 
-def _ports() -> tuple[int, int]:
-    """The usual ports of status and preflight, or free ones where they are taken."""
+def _listener(usual: int) -> socket.socket:
+    """A socket that listens on the usual port of a service, or on a free one where that is taken.
+
+    It is handed to the relay: a port that is looked at and let go is another demo's a moment later, and what answers
+    there is then another demo's relay.
+    """
     from relay.cli.embedded import free_port
 
-    status = STATUS_PORT if _free(STATUS_PORT) else free_port()
-    preflight = PREFLIGHT_PORT if _free(PREFLIGHT_PORT) else free_port()
-    while preflight == status:
-        preflight = free_port()
-    return status, preflight
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((HOST, port))
-            listener.listen()  # with SO_REUSEADDR many may be bound to a port, but one alone may listen
-        except OSError:
-            return False
-    return True
+    port = usual
+    while True:
+        with contextlib.suppress(OSError):  # taken
+            return socket.create_server((HOST, port), backlog=BACKLOG)
+        port = free_port()
 
 
 @contextlib.contextmanager
-def _relay(redis_url: str, status: int, preflight: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Both services in a process of their own.
+def _relay(redis_url: str, status: socket.socket, preflight: socket.socket) -> Iterator[subprocess.Popen[bytes]]:
+    """Both services in a process of their own, which alone has the two sockets from then on.
 
     In a session of its own too: the terminal sends Ctrl-C to the whole process group, and the relay is to end when
     the worker has, not before.
     """
+    from relay.cli.embedded import die_with_parent
+
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("STATUS_", "PREFLIGHT_", "RELAY_", "REDIS_"))}
     settings = {
         "REDIS_URL": redis_url,
-        "STATUS_LISTEN_ADDR": f"{HOST}:{status}",
-        "PREFLIGHT_LISTEN_ADDR": f"{HOST}:{preflight}",
+        "STATUS_LISTEN_ADDR": f"fd:{status.fileno()}",
+        "PREFLIGHT_LISTEN_ADDR": f"fd:{preflight.fileno()}",
         "STATUS_LOG_LEVEL": "WARNING",
         "PREFLIGHT_LOG_LEVEL": "WARNING",
         "RELAY_DRAIN": DRAIN,
     }
     command = [sys.executable, "-m", "relay", "serve"]
-    with subprocess.Popen(command, env=inherited | settings, start_new_session=True) as process:
+    with status, preflight:
+        process = subprocess.Popen(
+            command,
+            env=inherited | settings,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+            pass_fds=(status.fileno(), preflight.fileno()),
+        )
+    with process:
         try:
             yield process
         finally:
@@ -250,7 +276,7 @@ def _ready(port: int, server: subprocess.Popen[bytes], ending: Ending) -> bool:
 
 
 def _answers(port: int) -> bool:
-    connection = http.client.HTTPConnection(HOST, port, timeout=1)
+    connection = http.client.HTTPConnection(HOST, port, timeout=0.5)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == http.client.OK

@@ -2,8 +2,6 @@
 
 from typing import Literal, NamedTuple
 
-from relay.cli.terminal import harmless
-
 State = Literal["ok", "warning", "fault", "skipped"]
 
 
@@ -23,9 +21,3 @@ class Finding(NamedTuple):
     found: str
     means: str = ""
     mend: str = ""
-
-
-def quoted(text: str) -> str:
-    """What a server said, on one line, of bounded length, and harmless to a terminal."""
-    line = harmless(" ".join(text.split()))
-    return line if len(line) <= 200 else f"{line[:200]}..."

@@ -15,8 +15,9 @@ from typing import Any, Self
 
 import hiredis
 
-from relay.cli.doctor_finding import Finding, quoted
+from relay.cli.doctor_finding import Finding
 from relay.cli.reach import DEADLINE, resolve, why
+from relay.cli.terminal import quoted
 from relay.errors import ConfigError
 from relay.probe import PREFIX
 from relay.settings import ServiceSettings, Settings

@@ -19,11 +19,12 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMes
 from websockets.typing import Origin
 
 from relay.cli import reach
-from relay.cli.doctor_finding import Finding, quoted
+from relay.cli.doctor_finding import Finding
 from relay.cli.doctor_redis import RUN, Refusal, open_line
 from relay.cli.follow import LONGEST, parse
 from relay.cli.reach import DEADLINE, resolve, why
 from relay.cli.target import address, query
+from relay.cli.terminal import quoted
 from relay.errors import ConfigError
 from relay.settings import Settings
 from relay.upstream import Lost

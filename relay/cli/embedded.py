@@ -6,9 +6,11 @@ here: a service that quietly starts an empty Redis beside the real one looks hea
 """
 
 import contextlib
+import ctypes
 import importlib.util
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -25,6 +27,8 @@ READY = b"Ready to accept connections"  # Redis 3 to 8 and Valkey log it, whatev
 # Below Linux' ephemeral range (32768 up): a client that dials a free port of that range may be given the very
 # same port as its own, and is then connected to itself (TCP simultaneous open) while the server is away.
 PORTS = range(15000, 32000)
+PR_SET_PDEATHSIG = 1  # prctl(2)
+_libc = ctypes.CDLL(None)  # looked up before a fork, after which little may be done
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ def free_port() -> int:
                 probe.bind(("127.0.0.1", port))
                 return port
     raise RelayError(f"no free port among 100 tried from {PORTS.start} to {PORTS.stop}: end some servers of 127.0.0.1")
+
+
+def die_with_parent() -> None:
+    """A `preexec_fn`: the child is sent SIGTERM when the thread that started it ends, however that comes about."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def wheel_binary() -> Path | None:
@@ -90,7 +99,12 @@ def start(binary: Path, port: int, directory: Path, options: Sequence[str] = ())
         # A session of its own: Ctrl-C in the terminal goes to the whole group, and the server must outlive the
         # services that still talk to it while they drain.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
         )
     try:
         _await_ready(process, binary, log)

@@ -13,7 +13,10 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
+from websockets.http11 import Response
 
+from relay.cli.target import masked
+from relay.cli.terminal import quoted
 from relay.errors import RelayError
 
 Frame = dict[str, Any]
@@ -21,6 +24,10 @@ Frame = dict[str, Any]
 RETRY_BASE = 0.5  # seconds; upper bound of the first wait
 RETRY_MAX = 15.0  # seconds; what WEPPcloud's pages wait at most
 LONGEST = 16 << 20  # bytes; a published MiB may grow sixfold when it is escaped
+PING, PONG = (
+    10,
+    20,
+)  # seconds between two pings, and for an answer: a hung relay is noticed within 30 (docs/protocol.md)
 NOT_NOW = (408, 429)  # the 4xx that invite another try; all others say "never"
 POLICY = 1008  # close code of a subscription that Redis refuses, and of silence
 
@@ -40,7 +47,7 @@ async def follow(
     """Hand every frame of `url` to `take` until that returns true; heartbeats are answered here.
 
     Args:
-        url: websocket address.
+        url: websocket address; a password in it is not shown.
         query: what stands behind the `?` of the address; never shown.
         take: called with each frame, heartbeats among them, in order; true ends it.
         again: reconnect with full jitter for ever; otherwise the first failure ends it.
@@ -49,28 +56,33 @@ async def follow(
     Raises:
         RelayError: the relay refuses this address for good; without `again`, any failure.
     """
-    attempt, lost = 0, False
+    attempt, lost, shown = 0, False, masked(url)
     while True:
         heard = False
         try:
             socket = await connect(
-                f"{url}?{query}" if query else url, compression=None, max_size=LONGEST, close_timeout=1
+                f"{url}?{query}" if query else url,
+                compression=None,
+                max_size=LONGEST,
+                ping_interval=PING,
+                ping_timeout=PONG,
+                close_timeout=1,
             )
         except (OSError, InvalidHandshake) as error:
-            reason = _refused(error, url)
+            reason = _refused(error, shown)
         else:
             if lost:
-                tell(True, f"connected to {url} again")
+                tell(True, f"connected to {shown} again")
             lost = False
             async with socket:
                 heard, done = await _listen(socket, take)
             if done:
                 return
-            reason = _closed(socket, url, heard)
+            reason = _closed(socket, shown, heard)
         if not again:
-            raise RelayError(f"{url}: {reason}; is the relay running there?")
+            raise RelayError(f"{shown}: {reason}; is the relay running there?")
         if not lost:
-            tell(False, f"{url}: {reason}; reconnecting")
+            tell(False, f"{shown}: {reason}; reconnecting")
             lost = True
         attempt = 1 if heard else attempt + 1
         await asyncio.sleep(random.uniform(0, min(RETRY_MAX, RETRY_BASE * 2 ** min(attempt - 1, 10))))
@@ -124,7 +136,7 @@ def _refused(error: Exception, url: str) -> str:
     """Why the handshake failed, for another try; RelayError where another try is pointless."""
     if isinstance(error, InvalidStatus):
         answer = error.response
-        said = answer.body.decode("utf-8", "replace").strip() if answer.body else answer.reason_phrase
+        said = _said(answer)
         if answer.status_code < 500 and answer.status_code not in NOT_NOW:
             raise RelayError(f"{url}: refused with {answer.status_code}: {said}") from error
         return f"answered {answer.status_code}: {said}"
@@ -132,12 +144,18 @@ def _refused(error: Exception, url: str) -> str:
         return "no HTTP answer"
     if isinstance(error, OSError) and error.errno and error.errno > 0:
         return os.strerror(error.errno)
-    return str(error) or type(error).__name__
+    return quoted(str(error)) or type(error).__name__
+
+
+def _said(answer: Response) -> str:
+    """Why the server says no: the first line of its body, or the words beside its number where the body is a page."""
+    lines = (answer.body or b"").decode("utf-8", "replace").strip().splitlines()
+    return quoted(lines[0] if lines and not lines[0].startswith("<") else answer.reason_phrase)
 
 
 def _closed(socket: ClientConnection, url: str, heard: bool) -> str:
     """Why the connection ended, for another try; RelayError where another try is pointless."""
-    said = f"closed {socket.close_code}" + (f" ({socket.close_reason})" if socket.close_reason else "")
+    said = f"closed {socket.close_code}" + (f" ({quoted(socket.close_reason)})" if socket.close_reason else "")
     if socket.close_code == POLICY and not heard:
         raise RelayError(f"{url}: {said}: the relay refuses this subscription")
     return said

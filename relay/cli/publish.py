@@ -39,16 +39,16 @@ def publish(target: Target, text: str, redis_url: str | None) -> None:
     try:
         client.configure(url=redis_url)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(str(error).replace("configure(url=...)", "--redis-url")) from error
     for message in _lines() if text == "-" else [os.fsencode(text)]:
         try:
             receivers = client.StatusMessenger.publish(str(target), message, strict=True)
         except (RedisError, OSError) as error:
-            raise RelayError(f"not published on {target}: {error}") from error
+            raise RelayError(str(error)) from error
         click.echo(receivers)
 
 
 def _lines() -> Iterator[bytes]:
-    """Standard input line by line, as the bytes they are, each as soon as it is there."""
+    """Standard input line by line, as the bytes they are without their ends, each as soon as it is there."""
     for line in sys.stdin.buffer:
-        yield line.removesuffix(b"\n")
+        yield line.removesuffix(b"\n").removesuffix(b"\r")

@@ -42,7 +42,7 @@ class Screen:
 
     def draw(self, lines: Sequence[str]) -> None:
         """Put `lines`, none wider than the terminal, over what was drawn before, as many as there is room for."""
-        self._write("\x1b[H" + "\n".join(f"{line}\x1b[K" for line in lines[: self.size()[1]]) + "\x1b[J")
+        self._write("\x1b[H" + "\n".join(f"{line}\x1b[K" for line in fitted(lines, *self.size())) + "\x1b[J")
 
     def _write(self, text: str) -> None:
         sys.stdout.write(text)
@@ -63,6 +63,13 @@ def ended_by_key(ended: "asyncio.Event") -> None:
 
 
 # ---- what is drawn ----
+
+
+def fitted(lines: Sequence[str], width: int, height: int) -> Sequence[str]:
+    """`lines`, or the first of them and how many more there are."""
+    if len(lines) <= height:
+        return lines
+    return [*lines[: height - 1], cut(f"{len(lines) - height + 1} more lines", width)]
 
 
 def plain(text: str) -> str:

@@ -5,10 +5,12 @@ off, timestamps task by task in the order of a real run, log lines on each task'
 COMPLETED and TRIGGER back to back, or EXCEPTION (contract, sections 2 and 3.4).
 """
 
+import math
 import random
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,40 +25,74 @@ AGAIN = 10.0  # seconds after a failure until somebody has seen it and starts th
 class Site(NamedTuple):
     """A watershed."""
 
-    dem: str  # what is fetched of the elevation model
-    outlet: str
+    north: float  # and the other bounds of the elevation model, in degrees
+    west: float
+    south: float
+    east: float
+    lowest: float  # of it, m
+    highest: float
+    outlet: tuple[float, float]  # longitude and latitude
     station: str  # of the weather generator
     hillslopes: int
     channels: int
+    order: int  # of the channel at the outlet, as Strahler counts
     hectares: int
+    flowpath: float  # the longest, km
     burn: str  # the map of the fire
+
+    def cell(self, longitude: float, latitude: float) -> tuple[int, int]:
+        """Row and column in the elevation model, whose cells measure 10 m."""
+        degree = 11_132  # cells to one of latitude
+        shrink = math.cos(math.radians(self.north))
+        return round((self.north - latitude) * degree), round((longitude - self.west) * degree * shrink)
 
 
 MOSCOW = Site(
-    dem="46.8321 -116.8415 to 46.7702 -116.7520",
-    outlet="-116.80142, 46.79876",
+    north=46.8321,
+    west=-116.8415,
+    south=46.7702,
+    east=-116.7520,
+    lowest=803.2,
+    highest=1516.8,
+    outlet=(-116.80142, 46.79876),
     station="MOSCOW U OF I ID, 7.4 km",
     hillslopes=214,
     channels=87,
+    order=4,
     hectares=1500,
+    flowpath=6.42,
     burn="moscow_mtn_sbs.tif, EPSG:32611",
 )
 COUGAR = Site(
-    dem="44.1893 -122.2471 to 44.1426 -122.1804",
-    outlet="-122.22817, 44.15563",
+    north=44.1893,
+    west=-122.2471,
+    south=44.1426,
+    east=-122.1804,
+    lowest=421.6,
+    highest=1387.5,
+    outlet=(-122.22817, 44.15563),
     station="MCKENZIE BRIDGE RS OR, 4.9 km",
     hillslopes=96,
     channels=37,
+    order=3,
     hectares=640,
+    flowpath=3.87,
     burn="quartz_creek_sbs.tif, EPSG:32610",
 )
 CLEARWATER = Site(
-    dem="46.6804 -115.9140 to 46.4477 -115.5218",
-    outlet="-115.83350, 46.49712",
+    north=46.6050,
+    west=-115.9020,
+    south=46.4821,
+    east=-115.7237,
+    lowest=488.9,
+    highest=1842.3,
+    outlet=(-115.83350, 46.49712),
     station="HEADQUARTERS ID, 11.8 km",
     hillslopes=862,
     channels=351,
+    order=5,
     hectares=6200,
+    flowpath=15.18,
     burn="orogrande_sbs.tif, EPSG:32611",
 )
 
@@ -180,50 +216,56 @@ def _parts(total: int, count: int) -> list[int]:
 
 
 def _channels(rng: random.Random, site: Site) -> Iterator[Line]:
-    yield 0.3, f"fetching DEM: USGS 3DEP 10 m, {site.dem}"
-    side = round((300 * site.hectares) ** 0.5)  # a hectare has 100 cells, and the map is three times the watershed
-    yield 0.9, f"dem.tif: {side - 9} x {side + 9} cells, 612.4 m to 1 301.9 m"
+    yield 0.3, f"fetching DEM: USGS 3DEP 10 m, {site.north:.4f} {site.west:.4f} to {site.south:.4f} {site.east:.4f}"
+    rows, columns = site.cell(site.east, site.south)
+    yield 0.9, f"dem.tif: {rows} rows, {columns} columns, {site.lowest} m to {site.highest} m"
     yield 0.3, "WhiteboxTools: BreachDepressionsLeastCost --dist=1000"
     for percent in (25, 50, 75, 100):
         yield 0.2, f"BreachDepressionsLeastCost: progress {percent}%"
-    yield 0.2, f"breached {rng.randint(310, 390)} pits, filled {rng.randint(8, 20)}"
+    yield 0.2, f"breached {rng.randint(rows, 2 * rows)} pits, filled {rng.randint(8, 20)}"
     yield 0.3, "WhiteboxTools: D8Pointer, D8FlowAccumulation"
-    yield 0.5, f"flow accumulation: largest upslope area {site.hectares * rng.uniform(0.025, 0.028):.2f} km2"
-    yield 0.3, f"extracting streams: csa 5.0 ha, mcl 60 m: {rng.randint(430, 470)} links"
+    yield 0.5, f"flow accumulation: largest upslope area {site.hectares * rng.uniform(0.016, 0.019):.2f} km2"
+    yield 0.3, f"extracting streams: csa 5.0 ha, mcl 60 m: {site.channels * 5 + rng.randint(0, 40)} links"
     yield 0.3, "netful.tif written, polygonized to netful.geojson"
 
 
 def _outlet(rng: random.Random, site: Site) -> Iterator[Line]:
-    yield 0.3, f"snapping outlet {site.outlet} to nearest channel"
-    yield 0.4, f"outlet: row 402, column 311, moved {rng.uniform(4, 28):.1f} m"
+    longitude, latitude = site.outlet
+    row, column = site.cell(longitude, latitude)
+    yield 0.3, f"snapping outlet {longitude:.5f}, {latitude:.5f} to nearest channel"
+    yield 0.4, f"outlet: row {row}, column {column}, moved {rng.uniform(4, 28):.1f} m"
     yield 0.3, "outlet is on the channel network"
 
 
 def _subcatchments(rng: random.Random, site: Site) -> Iterator[Line]:
-    yield 0.3, "TopAz: segmenting the watershed above the outlet"
+    yield 0.3, "WhiteboxTools: Watershed, Subbasins"
     area = site.hectares + rng.uniform(-20, 20)
-    yield 0.6, f"TopAz: {site.channels} channels, {site.hillslopes} hillslopes, {area:.1f} ha"
+    yield 0.6, f"watershed above the outlet: {site.channels} channels, {site.hillslopes} hillslopes, {area:.1f} ha"
     yield 0.3, "subwta.tif and bound.tif written"
 
 
 def _abstraction(rng: random.Random, site: Site) -> Iterator[Line]:
     for done in _parts(site.hillslopes, 8):
         yield 0.15, f"abstracting hillslope {done} of {site.hillslopes}: slope length {rng.uniform(60, 420):.1f} m"
-    yield 0.2, f"abstracting channels: {site.channels} of {site.channels}, Strahler order 4"
-    yield 0.3, f"longest flowpath {rng.uniform(5.2, 6.8):.2f} km, mean slope {rng.uniform(0.21, 0.34):.2f}"
+    yield 0.2, f"abstracting channels: {site.channels} of {site.channels}, Strahler order {site.order}"
+    yield 0.3, f"longest flowpath {site.flowpath} km, mean slope {rng.uniform(0.21, 0.34):.2f}"
 
 
 def _sbs(rng: random.Random, site: Site) -> Iterator[Line]:
     yield 0.3, f"soil burn severity map: {site.burn}, 4 classes"
-    for severity, low, high in (("unburned", 30, 36), ("low", 28, 34), ("moderate", 20, 25), ("high", 6, 12)):
-        yield 0.15, f"{severity}: {rng.uniform(low, high):.1f} % of the area"
+    left = 100.0
+    for severity, least, most in (("unburned", 30, 36), ("low", 28, 34), ("moderate", 20, 25)):
+        share = round(rng.uniform(least, most), 1)
+        left -= share
+        yield 0.15, f"{severity}: {share:.1f} % of the area"
+    yield 0.15, f"high: {left:.1f} % of the area"
 
 
 def _landuse(rng: random.Random, site: Site) -> Iterator[Line]:
     yield 0.3, "NLCD 2021: retrieving land cover for the watershed"
     yield 0.7, f"dominant land cover of {site.hillslopes} hillslopes identified"
-    for key, name in (("42", "Evergreen Forest"), ("52", "Shrub/Scrub"), ("106", "Forest Low Severity Fire")):
-        yield 0.25, f"{key} {name}: {rng.uniform(6, 45):.1f} % of the area"
+    for name, most in (("42 Evergreen Forest", 50), ("52 Shrub/Scrub", 20), ("106 Forest Low Severity Fire", 30)):
+        yield 0.25, f"{name}: {rng.uniform(most / 2, most):.1f} % of the area"
     yield 0.25, "managements built, canopy cover mapped from RAP"
 
 
@@ -264,7 +306,8 @@ def _watershed(rng: random.Random, site: Site) -> Iterator[Line]:
 
 
 def _observed(rng: random.Random, site: Site) -> Iterator[Line]:
-    yield 0.6, f"daily streamflow: Nash-Sutcliffe {rng.uniform(0.55, 0.78):.2f}, {len(YEARS) * 365} days"
+    days = (date(YEARS.stop, 1, 1) - date(YEARS.start, 1, 1)).days
+    yield 0.6, f"daily streamflow: Nash-Sutcliffe {rng.uniform(0.55, 0.78):.2f}, {days} days"
 
 
 def _debris(rng: random.Random, site: Site) -> Iterator[Line]:

@@ -50,9 +50,15 @@ def address(base: str, path: str) -> str:
     except ValueError:  # a port that is no number, half a bracket
         usable = False
     if not usable:
-        shown = re.sub(r"//.*@", "//***@", base)
-        raise click.UsageError(f"--url {shown}: not an address such as ws://localhost:9002")
+        raise click.UsageError(f"--url {masked(base)}: not an address such as ws://localhost:9002")
+    if parts.query or parts.fragment:
+        raise click.UsageError("--url: an address without ? and #; a token is given by --token or RELAY_TOKEN")
     return f"{WEBSOCKET[parts.scheme]}://{parts.netloc}{parts.path.rstrip('/')}/{path}"
+
+
+def masked(url: str) -> str:
+    """`url` as it may be shown: without user and password."""
+    return re.sub(r"//.*@", "//***@", url)
 
 
 def query(token: str, **others: str) -> str:

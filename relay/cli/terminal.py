@@ -6,6 +6,8 @@ import sys
 import unicodedata
 
 SGR = re.compile(r"(\x1b\[[0-9;:]*m)")  # "select graphic rendition" of ECMA-48: colours, bold, and what ends them
+COLOR = re.compile(r"\b0*[345]8(?::[\d:]*|;0*5;\d+|;0*2(?:;\d*){3})")  # within one, by its number or its three parts
+CONCEAL = re.compile(r"\b0*8(?!\d)")  # within one, of what is left: the text that follows is not seen
 RESET = "\x1b[0m"
 
 JOB = re.compile(r"(?:rq:\S+ +)?(STARTED|COMPLETED|EXCEPTION|TRIGGER) +\S")  # contract, section 3.4
@@ -44,7 +46,10 @@ def painted(text: str) -> str:
 
 def _line(line: str, style: str) -> str:
     parts = SGR.split(line)  # every second is a colour
-    shown = "".join(part if index % 2 else harmless(part) for index, part in enumerate(parts))
+    shown = "".join(
+        part if index % 2 and not CONCEAL.search(COLOR.sub("", part)) else harmless(part)
+        for index, part in enumerate(parts)
+    )
     return f"{style}{shown}{RESET}" if style or len(parts) > 1 else shown
 
 
@@ -55,6 +60,12 @@ def harmless(text: str) -> str:
     emoji need, are let through.
     """
     return "".join(c if _plain(c) else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def quoted(text: str) -> str:
+    """What a server said, on one line, of bounded length, and harmless."""
+    line = harmless(" ".join(text.split()))
+    return line if len(line) <= 200 else f"{line[:200]}..."
 
 
 def _plain(character: str) -> bool:

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import redis
 from playwright.sync_api import sync_playwright
 from websockets.sync.client import connect
+
+from tests.integration.peers import wait_for
 
 ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)/run/(.+)")
 
@@ -46,7 +49,7 @@ def demo():
     """Starts demos, and ends what a failed test left."""
     with contextlib.ExitStack() as stack:
 
-        def start(*args):
+        def start(*args, **env):
             process = stack.enter_context(
                 subprocess.Popen(
                     [sys.executable, "-m", "relay", "demo", *args],
@@ -54,6 +57,7 @@ def demo():
                     stderr=subprocess.PIPE,
                     text=True,
                     start_new_session=True,
+                    env={name: value for name, value in os.environ.items() if name != "REDIS_URL"} | env,
                 )
             )
             stack.callback(lambda: process.poll() is None and process.terminate())
@@ -126,7 +130,7 @@ def test_of_the_runs_beside_it_one_fails_and_is_started_again_and_one_is_slow(de
     assert running.process.wait(10) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_it_ends_all_that_it_started(demo, number):
     running = demo()
     children = running.children()
@@ -141,6 +145,14 @@ def test_it_ends_all_that_it_started(demo, number):
     assert children
     assert not [pid for pid in children if alive(pid)]
     assert took < 5  # 0.6 s on an idle machine; a drain that nobody shortened takes 10
+
+
+def test_a_killed_demo_leaves_nothing_running(demo):
+    running = demo()
+    children = running.children()
+    assert len(children) == 2
+    running.process.kill()
+    wait_for(lambda: not any(map(alive, children)), "the end of relay and Redis")
 
 
 @pytest.mark.parametrize(
@@ -167,6 +179,21 @@ def test_it_takes_free_ports_where_the_usual_ones_are_taken(demo):
         assert running.process.wait(30) == 0
 
 
+def test_demos_that_start_together_each_have_a_relay_of_their_own(demo):
+    with ThreadPoolExecutor(3) as pool:
+        names = ["one", "two", "three"]
+        together = list(pool.map(lambda name: demo("--run", name, "--speed", "20"), names))
+    ports = [port for running in together for port in (running.port, running.preflight_port)]
+    assert len(set(ports)) == 6
+    for running, name in zip(together, names, strict=True):
+        log = frames(f"ws://127.0.0.1:{running.port}/{name}:dss_export", "status")
+        with contextlib.closing(log):
+            assert f"post_dss_export_rq({name})" in next(log)["data"]
+    for running in together:
+        running.process.terminate()
+        assert running.process.wait(10) == 0
+
+
 def test_it_starts_over_with_a_new_run(demo):
     running = demo("--speed", "50")
     with connect(f"ws://127.0.0.1:{running.port}/demo:channel_delineation") as log:
@@ -175,11 +202,15 @@ def test_it_starts_over_with_a_new_run(demo):
             starts += "STARTED" in json.loads(log.recv(timeout=30)).get("data", "")
 
 
-def test_it_uses_the_redis_it_is_given(demo, redis_url):
-    running = demo("--redis-url", redis_url, "--once", "--speed", "50")
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_it_uses_the_redis_it_is_given(demo, redis_url, by):
+    arguments, env = (["--redis-url", redis_url], {}) if by == "option" else ([], {"REDIS_URL": redis_url})
+    running = demo(*arguments, "--once", "--speed", "50", **env)
     assert len(running.children()) == 1
     assert running.process.wait(30) == 0
-    runs = re.findall(r"/run/(\S+)", running.process.stderr.read())
+    said = running.process.stderr.read()
+    assert f"relay demo: writes its runs to {redis_url}" in said
+    runs = re.findall(r"/run/(\S+)", said)
     assert len(runs) == 3
     with redis.Redis.from_url(redis_url) as connection:
         for run in runs:  # each has run to its end

@@ -8,6 +8,7 @@ import pytest
 from relay.checklist import snapshot
 from relay.cli import checklist_board
 from relay.cli.checklist_board import Board
+from relay.cli.screen import fitted
 
 NOW = 1_714_168_234.0
 
@@ -93,6 +94,24 @@ def test_no_line_is_wider_than_the_terminal_and_no_name_is_obeyed(width):
     for line in drawn(board, width=width):
         assert "\x1b" not in line
         assert len(line) <= max(width, 3)
+
+
+def test_a_narrow_terminal_shows_whole_names_and_no_times():
+    board = Board("r")
+    board.take(frame(), NOW)
+    board.take(frame(build_channels=int(NOW), set_outlet=int(NOW) + 1), NOW)
+    lines = drawn(board, width=20)
+    assert "[ ] sbs_map" in lines
+    assert "[✓] channels" in lines
+    assert "[ ] rangeland_cover" in lines
+    assert "[ ] omni_contr..." in drawn(board, width=17)
+
+
+def test_what_has_no_room_is_counted():
+    lines = [str(number) for number in range(22)]
+    assert fitted(lines, 40, 22) == lines
+    assert fitted(lines, 40, 9) == [*lines[:8], "14 more lines"]
+    assert fitted(lines, 5, 2) == ["0", "21..."]
 
 
 @pytest.mark.parametrize(("modified", "said"), [(int(NOW) - 90_000, "2024-04-25"), (2**62, "?"), (-(2**62), "?")])

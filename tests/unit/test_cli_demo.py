@@ -6,7 +6,7 @@ import threading
 import pytest
 from click.testing import CliRunner
 
-from relay.cli import demo
+from relay.cli import demo, embedded
 from relay.cli.commands import relay
 
 
@@ -34,20 +34,16 @@ def test_ending_takes_ctrl_c_without_an_exception():
         assert ending.wait(10)
 
 
-def test_a_taken_port_is_not_free():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        assert not demo._free(port)
-    assert demo._free(port)
-
-
-def test_ports_are_the_usual_ones_or_two_others(monkeypatch):
-    monkeypatch.setattr(demo, "_free", lambda port: True)
-    assert demo._ports() == (9002, 9001)
-    monkeypatch.setattr(demo, "_free", lambda port: False)
-    ports = iter([5000, 5000, 5000, 5001])
-    monkeypatch.setattr("relay.cli.embedded.free_port", lambda: next(ports))
-    assert demo._ports() == (5000, 5001)
+def test_a_listener_is_on_the_usual_port_or_on_one_that_is_free(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with demo._listener(port) as first:
+        assert first.getsockname()[1] == port
+        others = iter([port, port])
+        free_port = embedded.free_port
+        monkeypatch.setattr(embedded, "free_port", lambda: next(others, None) or free_port())
+        with demo._listener(port) as second:
+            assert second.getsockname()[1] in embedded.PORTS
 
 
 @pytest.mark.parametrize("run", ["..", "", "a/b", "a:b", "__x", "health d", "%2e%2e", "%61", "x" * 200])
@@ -55,6 +51,13 @@ def test_what_is_no_run_id_is_a_usage_error(run):
     result = CliRunner().invoke(relay, ["demo", "--run", run])
     assert result.exit_code == 2
     assert "is no run id" in result.stderr
+
+
+@pytest.mark.parametrize("speed", ["nan", "inf", "0", "-1", "fast"])
+def test_what_is_no_speed_is_a_usage_error(speed):
+    result = CliRunner().invoke(relay, ["demo", "--speed", speed])
+    assert result.exit_code == 2
+    assert "Invalid value for '--speed'" in result.stderr
 
 
 @pytest.mark.parametrize("run", ["demo", "batch;;a;;b", "x.1_y-z"])

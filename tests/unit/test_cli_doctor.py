@@ -19,7 +19,8 @@ from click.testing import CliRunner
 from relay import settings
 from relay.cli import doctor, doctor_redis, doctor_relay, reach
 from relay.cli.commands import relay
-from relay.cli.doctor_finding import Finding, quoted
+from relay.cli.doctor_finding import Finding
+from relay.cli.terminal import quoted
 from tests.conftest import OURS
 from tests.integration.fronts import Front, saying
 from tests.unit.scripted import PONG, Server, ack

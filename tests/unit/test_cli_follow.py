@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from http import HTTPStatus
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -55,7 +56,7 @@ def fake():
             def refuse(connection, request):
                 paths.append(request.path)
                 if isinstance(script(), HTTPStatus):
-                    return connection.respond(script(), "no such thing here\n")
+                    return connection.respond(script(), start.body)
                 return None
 
             server = stack.enter_context(serve(lambda c: script()(c), "127.0.0.1", 0, process_request=refuse))
@@ -65,7 +66,7 @@ def fake():
             stack.callback(server.shutdown)
             return f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
 
-        start.paths = paths
+        start.paths, start.body = paths, "no such thing here\n"
         yield start
 
 
@@ -159,6 +160,26 @@ def test_tail_ends_where_the_relay_refuses_for_good(fake, code):
     assert result.stderr == f"relay: {url}/r:c: refused with {code.value}: no such thing here\n"
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("\x1b]0;owned\x07\x1b[2J\nsecond line", "\\x1b]0;owned\\x07\\x1b[2J"),
+        ("<html>\r\n<head><title>404 Not Found", "Not Found"),
+        ("x" * 5000, "x" * 200 + "..."),
+        ("", "Not Found"),
+    ],
+)
+def test_what_a_server_says_with_its_refusal_is_one_harmless_line(fake, body, said):
+    url = fake(HTTPStatus.NOT_FOUND)
+    fake.body = body
+    assert invoke("tail", "r:c", "--url", url).stderr == f"relay: {url}/r:c: refused with 404: {said}\n"
+
+
+def test_the_reason_of_a_close_is_harmless(fake):
+    result = invoke("tail", "r:c", "--url", fake(saying(close=1008, reason="\x1b[2J\nno")))
+    assert "closed 1008 (\\x1b[2J no): the relay refuses" in result.stderr
+
+
 @pytest.mark.parametrize("code", [HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY])
 def test_tail_tries_again_where_the_answer_is_not_now(fake, code):
     result = invoke("tail", "r:c", "--url", fake(code, staying(status("x"))), "-n", "1")
@@ -176,6 +197,23 @@ def test_tail_ends_where_the_subscription_is_refused_after_the_handshake(fake):
 def test_tail_comes_back_after_a_1008_for_silence(fake):
     result = invoke("tail", "r:c", "--url", fake(saying(PING, close=1008), staying(status("x"))), "-n", "1")
     assert (result.exit_code, result.stdout) == (0, "x\n")
+
+
+def test_tail_notices_a_relay_that_hangs(fake, monkeypatch):
+    assert follow.PING + follow.PONG == 30
+    monkeypatch.setattr(follow, "PING", 0.1)
+    monkeypatch.setattr(follow, "PONG", 0.2)
+
+    over = threading.Event()
+
+    def hung(connection):
+        with connection.protocol_mutex:  # nothing is read meanwhile, nor answered
+            assert over.wait(10)
+
+    result = invoke("tail", "r:c", "--url", fake(hung, staying(status("x"))), "-n", "1")
+    assert (result.exit_code, result.stdout) == (0, "x\n")
+    over.set()
+    assert "closed 1006; reconnecting" in result.stderr
 
 
 def test_tail_waits_for_a_relay_that_is_not_there_yet():
@@ -201,6 +239,16 @@ def test_tail_ends_when_its_reader_does(fake):
     assert process.wait(10) == 1
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+@pytest.mark.parametrize("command", [["tail", "r:c"], ["tail", "r:c", "r:d"], ["checklist", "r"]])
+def test_a_full_disk_is_one_sentence(fake, command):
+    url = fake(staying(status("x"), snapshot(wepp=True)))
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "relay", *command, "--url", url], stdout=full, stderr=subprocess.PIPE, timeout=30
+        )
+    assert (result.returncode, result.stderr) == (1, b"relay: stdout takes nothing more: No space left on device\n")
 
 
 def test_tail_on_a_terminal_shows_control_characters(fake):
@@ -409,12 +457,35 @@ def test_checklist_without_a_snapshot_ends_with_a_sentence(fake, monkeypatch):
     assert "no snapshot within 0.2 s; does the relay reach its Redis?" in result.stderr
 
 
+def test_a_lock_is_one_harmless_line():
+    frame = json.loads(snapshot(["\x1b[2J\n[x] wepp"]))
+    assert list(changes({}, frame)) == ["\\x1b[2J\\n[x] wepp locked"]
+
+
 def test_changes():
     one = json.loads(snapshot(["wepp"], a=True, b=False))
     assert list(changes({}, one)) == ["[x] a", "[ ] b", "wepp locked"]
     assert list(changes(one, one)) == []
     two = json.loads(snapshot(["soils"], a=False, b=False, c=True))
     assert list(changes(one, two)) == ["[ ] a", "[x] c", "wepp unlocked", "soils locked"]
+
+
+@pytest.mark.parametrize("script", [HTTPStatus.NOT_FOUND, saying(close=1012), saying(close=1008), staying(PING)])
+@pytest.mark.parametrize("command", [["tail", "r:c", "--until", "X", "--timeout", "1s"], ["checklist", "r"]])
+def test_a_password_is_not_shown(fake, command, script, monkeypatch):
+    monkeypatch.setattr(checklist_command, "WAIT", 0.2)
+    url = fake(script).replace("//", "//someone:s3cret@")
+    result = invoke(*command, "--url", url)
+    assert result.exit_code == 1
+    assert "s3cret" not in result.output + result.stderr
+    assert "//***@127" in result.stderr or script is not HTTPStatus.NOT_FOUND
+
+
+def test_a_password_is_not_shown_when_the_connection_is_there_again(fake):
+    url = fake(saying(close=1012), staying(status("x"))).replace("//", "//someone:s3cret@")
+    said = invoke("tail", "r:c", "--url", url, "-n", "1").stderr
+    assert "s3cret" not in said
+    assert said.count("//***@127.0.0.1") == 2
 
 
 @pytest.mark.parametrize("command", [["tail", "r:c"], ["checklist", "r"]])
@@ -443,8 +514,10 @@ def watching(url, *args, streams=("stdin", "stdout", "stderr"), **env):
                     process.kill()
 
 
-@pytest.mark.parametrize("end", [b"q", signal.SIGINT, signal.SIGTERM], ids=["q", "SIGINT", "SIGTERM"])
-def test_checklist_watch_on_a_terminal_is_drawn_in_place(fake, end):
+@pytest.mark.parametrize(
+    ("end", "code"), [(b"q", 0), (signal.SIGINT, 130), (signal.SIGTERM, 0)], ids=["q", "SIGINT", "SIGTERM"]
+)
+def test_checklist_watch_on_a_terminal_is_drawn_in_place(fake, end, code):
     seen = threading.Event()
 
     def script(connection):
@@ -463,7 +536,7 @@ def test_checklist_watch_on_a_terminal_is_drawn_in_place(fake, end):
         assert "r: 1 of 1 done, 0 running" in watched(terminal)
         assert "wepp" not in watched(terminal)
         os.write(terminal.ours, end) if isinstance(end, bytes) else process.send_signal(end)
-        assert process.wait(10) == 0
+        assert process.wait(10) == code
         assert terminal.settings() == before
         drawn = terminal.read()
     assert drawn.startswith("\x1b[?1049h\x1b[?25l")

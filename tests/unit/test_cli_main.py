@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from relay import errors
-from relay.cli.commands import COMMANDS, INTERRUPTED, relay
+from relay.cli.commands import COMMANDS, relay
+from relay.cli.main import INTERRUPTED
 
 HEAVY = {"asyncio", "pydantic", "pydantic_settings", "redis", "uvloop", "websockets", "prometheus_client", "client"}
 
@@ -27,7 +29,8 @@ def commands(group=relay, path=()):
 
 
 def run(*args, **kwargs):
-    return subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=30, **kwargs)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.run([sys.executable, *args], text=True, timeout=30, **pipes | kwargs)
 
 
 def test_the_groups_hold_all_commands():
@@ -89,6 +92,31 @@ def test_a_reader_that_went_away_is_no_traceback():
     )
     os.close(write)
     assert (result.returncode, result.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("args", [["config", "show"], ["--version"], ["--help"]])
+def test_a_full_stdout_is_one_sentence(args):
+    with Path("/dev/full").open("wb") as full:
+        result = run("-m", "relay", *args, stdout=full)
+    assert (result.returncode, result.stderr) == (1, "relay: stdout takes nothing more: No space left on device\n")
+
+
+@pytest.mark.parametrize(("closed", "said"), [(">&-", "stderr"), ("2>&-", "stdout")])
+def test_a_closed_stdout_or_stderr_is_one_sentence_on_the_other(closed, said):
+    result = subprocess.run(
+        ["sh", "-c", f"exec '{sys.executable}' -m relay config show {closed}"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert result.returncode == 1
+    assert getattr(result, said) == "relay: stdout or stderr is closed; send it to a file, or to /dev/null\n"
+
+
+def test_ctrl_c_while_a_command_is_imported_is_quiet():
+    early = "import sys; from relay.cli import main; main._main = lambda: signal.raise_signal(2); "
+    result = run("-c", "import signal; " + early + "sys.exit(main.main())")
+    assert (result.returncode, result.stdout, result.stderr) == (INTERRUPTED, "", "")
 
 
 def test_without_click_it_says_what_to_install():

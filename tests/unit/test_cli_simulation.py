@@ -1,5 +1,6 @@
 import json
 import random
+import re
 
 import pytest
 import redis
@@ -159,3 +160,50 @@ def test_lines_are_lines(task, site):
         assert seconds > 0
         assert line.strip() == line
         assert line.isprintable()
+
+
+def said(site, seed=0):
+    """All lines of a run."""
+    return [line for task in TASKS for _, line in task.lines(random.Random(seed), site)]
+
+
+def figures(pattern, site, seed=0):
+    """The numbers that `pattern` finds in the lines of a run."""
+    found = [re.search(pattern, line) for line in said(site, seed)]
+    return [float(number) for match in found if match for number in match.groups()]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_shares_of_an_area_are_shares(seed):
+    severities = figures(r"^(?:unburned|low|moderate|high): ([\d.]+) %", MOSCOW, seed)
+    assert len(severities) == 4
+    assert sum(severities) == pytest.approx(100)
+    assert sum(figures(r"^\d+ .*: ([\d.]+) % of the area", MOSCOW, seed)) <= 100
+
+
+def test_figures_of_a_site_are_its_own_and_fit_its_size():
+    patterns = (
+        r"outlet: row (\d+), column (\d+)",
+        r"columns, ([\d.]+) m to ([\d.]+) m",
+        r"order (\d)",
+        r"flowpath ([\d.]+) km",
+    )
+    for pattern in patterns:
+        small, middle, large = (figures(pattern, site) for site in (COUGAR, MOSCOW, CLEARWATER))
+        assert small
+        assert len({*map(tuple, (small, middle, large))}) == 3
+    assert figures(patterns[3], COUGAR) < figures(patterns[3], MOSCOW) < figures(patterns[3], CLEARWATER)
+    for site in (COUGAR, MOSCOW, CLEARWATER):
+        [rows, columns] = figures(r"(\d+) rows, (\d+) columns", site)
+        [row, column] = figures(patterns[0], site)
+        assert 0 < row < rows
+        assert 0 < column < columns
+        assert site.hectares * 100 * 2 < rows * columns < site.hectares * 100 * 6
+
+
+def test_a_run_is_delineated_by_one_program():
+    assert not [line for line in said(MOSCOW) if "TopAz" in line]
+
+
+def test_the_days_of_the_climate_are_counted_with_leap_days():
+    assert figures(r"(\d+) days$", MOSCOW) == [8766]  # 24 years, of which six have one more

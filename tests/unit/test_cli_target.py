@@ -31,7 +31,7 @@ def test_what_is_no_run_and_channel(text):
         ("ws://localhost:9002", "ws://localhost:9002/r:c"),
         ("ws://localhost:9002/", "ws://localhost:9002/r:c"),
         ("http://h", "ws://h/r:c"),
-        ("https://h/relay/status/?x=1", "wss://h/relay/status/r:c"),
+        ("https://h/relay/status/", "wss://h/relay/status/r:c"),
         ("wss://[::1]:1", "wss://[::1]:1/r:c"),
     ],
 )
@@ -57,6 +57,13 @@ def test_address(base, url):
 def test_what_is_no_address(base):
     with pytest.raises(click.UsageError, match="not an address such as ws://localhost:9002"):
         address(base, "r:c")
+
+
+@pytest.mark.parametrize("base", ["ws://h/?token=s3cret", "ws://h#x"])
+def test_a_token_is_not_dropped_in_silence(base):
+    with pytest.raises(click.UsageError, match="a token is given by --token or RELAY_TOKEN") as raised:
+        address(base, "r:c")
+    assert "s3cret" not in str(raised.value)
 
 
 def test_a_password_is_not_repeated():

@@ -45,6 +45,20 @@ def test_colours_of_its_own_are_kept_and_ended_and_nothing_else_is_obeyed():
     assert painted("\x1b[31m\x1b[2J\x9b1m\x1b[>4;1m\r\x1b") == (f"\x1b[31m\\x1b[2J\\x9b1m\\x1b[>4;1m\\r\\x1b{RESET}")
 
 
+@pytest.mark.parametrize(
+    "code", ["8", "08", "1;8", "8;31", "38;5;8;8", "38;5;1;8", "8:1", "38;2;1;1;1;8", "38:2::1:1:1;8"]
+)
+def test_no_text_is_hidden(code):
+    assert painted(f"a\x1b[{code}mb\x1b[0m") == f"a\\x1b[{code}mb\x1b[0m{RESET}"
+
+
+@pytest.mark.parametrize(
+    "code", ["38;5;8", "1;48;5;8;4", "38:5:8", "038;05;8", "38;2;8;8;8", "58;2;8;1;8", "38:2::8:8:8", "18", "28", "88"]
+)
+def test_an_8_that_hides_nothing_is_let_through(code):
+    assert painted(f"a\x1b[{code}mb\x1b[0m") == f"a\x1b[{code}mb\x1b[0m{RESET}"
+
+
 def test_each_line_of_a_text_has_its_style():
     assert painted("ERROR a\nb") == f"{RED}ERROR a{RESET}\n{RED}b{RESET}"
 
