@@ -232,6 +232,13 @@ class Stream extends EventTarget {
   /** Whether messages may be missing right now: from a gap or a lost connection until the next `ready`. */
   missing = false;
 
+  /**
+   * Of the protocol, as it is asked for: `?v=2`.
+   *
+   * @protected
+   */
+  version = "2";
+
   /** @type {WebSocket | null} */
   #socket = null;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -317,7 +324,7 @@ class Stream extends EventTarget {
     this.#drop();
     this.retryAt = this.#openedAt = 0;
     try {
-      const query = new URLSearchParams({ v: "2", ...(this.token && { token: this.token }) });
+      const query = new URLSearchParams({ v: this.version, ...(this.token && { token: this.token }) });
       this.#socket = this.#open(`${this.path()}?${query}`);
     } catch (error) {
       this.#refuse(0, /** @type {Error} */ (error).message);
@@ -568,7 +575,8 @@ function shortened(text) {
 /**
  * The checklist of one run.
  *
- * Events, beside those of every stream: `snapshot` (the snapshot) when it has changed, once per animation frame at most.
+ * Events, beside those of every stream, once per animation frame at most: `times` (`{ times }`) and then `snapshot` (the
+ * snapshot), each where it has changed.
  */
 export class ChecklistStream extends Stream {
   /**
@@ -577,8 +585,21 @@ export class ChecklistStream extends Stream {
    * @type {import("./relay").Snapshot | null}
    */
   snapshot = null;
+  /**
+   * When the steps of the run were done, and why they are no longer; null until it came, which it does before the first
+   * snapshot.
+   *
+   * @type {import("./relay").Times | null}
+   */
+  times = null;
 
-  #frame = new Frame(() => this.dispatchEvent(new CustomEvent("snapshot", { detail: this.snapshot })));
+  version = "3";
+
+  #changed = new Set();
+  #frame = new Frame(() => {
+    for (const [type, detail] of Object.entries({ times: { times: this.times }, snapshot: this.snapshot }))
+      if (this.#changed.delete(type)) this.dispatchEvent(new CustomEvent(type, { detail }));
+  });
 
   /** @param {import("./relay").ChecklistOptions} options */
   constructor({ run, autostart = true, ...options }) {
@@ -593,9 +614,11 @@ export class ChecklistStream extends Stream {
 
   /** @param {any} frame */
   receive(frame) {
-    if (frame.type !== "preflight") return;
+    if (frame.type === "times") this.times = frame;
+    else if (frame.type === "preflight") this.snapshot = frame;
+    else return;
     this.lastMessageAt = Date.now();
-    this.snapshot = frame;
+    this.#changed.add(frame.type === "times" ? "times" : "snapshot");
     this.#frame.ask();
   }
 }
@@ -777,7 +800,7 @@ class StreamElement extends (globalThis.HTMLElement ?? Object) {
     this.reset();
     if (watched === null) return;
     const stream = (this.stream = this.open(options));
-    for (const type of ["state", "gap", "ready", "trigger", "exception", "snapshot", "lines"]) {
+    for (const type of ["state", "gap", "ready", "trigger", "exception", "times", "snapshot", "lines"]) {
       stream.addEventListener(type, (/** @type {any} */ { detail }) => {
         if (stream !== this.stream) return;
         this.show();

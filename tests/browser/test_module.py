@@ -14,7 +14,7 @@ SECRET = "s3cr3t-" + 32 * "x"
 NOTE = """
     globalThis.events = [];
     globalThis.note = stream => {
-        for (const type of ["state", "gap", "ready", "lines", "trigger", "exception", "snapshot"])
+        for (const type of ["state", "gap", "ready", "lines", "trigger", "exception", "times", "snapshot"])
             stream.addEventListener(type, ({ detail }) => events.push({ ...detail, type }));
         return globalThis.stream = stream;
     };
@@ -186,7 +186,7 @@ async def test_pings_are_answered_and_the_checklist_comes(script, relay, redis_u
     page = await script(relay(env={"PREFLIGHT_PING_INTERVAL": "200ms"}))
     await page.evaluate("note(new relay.ChecklistStream({ run: 'some-run' })); null")
     [socket] = await sockets(page.tab, 1)
-    assert socket.url.endswith("/some-run?v=2")
+    assert socket.url.endswith("/some-run?v=3")
     await page.tab.until(lambda: '{"type":"pong"}' in socket.sent, "answered")
     with redis.Redis.from_url(redis_url) as worker:
         worker.hset("some-run", "timestamps:build_channels", "10")
@@ -507,3 +507,18 @@ async def test_only_the_newest_snapshot_is_told(still):
     )
     await still.later(20)
     assert [event["last_modified"] for event in await still.noted("snapshot")] == [4]
+
+
+async def test_the_times_of_the_steps_are_told_before_the_snapshot(still):
+    await still.evaluate(
+        "note(new relay.ChecklistStream({ ...names, ...options })); queueMicrotask(() => last().open())"
+    )
+    assert await still.evaluate("[stream.times, last().url]") == [None, "ws://relay/some-run?v=3"]
+    done = "{ type: 'times', done: { soils: 7 }, started: { wepp: 8 }, stale: { soils: ['landuse'] } }"
+    await still.evaluate(f"last().say({{ type: 'preflight', checklist: {{}} }}), last().say({done})")
+    await still.later(20)
+    [times, _] = await still.noted("times", "snapshot")
+    assert times["times"] == await still.evaluate(f"({done})") == await still.evaluate("stream.times")
+    await still.evaluate("last().say({ type: 'times', done: {}, started: {}, stale: {} })")
+    await still.later(20)
+    assert [event["type"] for event in await still.noted("times", "snapshot")] == ["times", "snapshot", "times"]
