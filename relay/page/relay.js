@@ -528,7 +528,7 @@ export class StatusStream extends Stream {
 
   /** @param {{ reason: import("./relay").GapReason }} gap */
   hole({ reason }) {
-    const what = { link: "the relay lost Redis", size: "a message was too large", slow: "this page was too slow" };
+    const what = { __proto__: null, link: "the relay lost Redis", size: "a message was too large", slow: "this page was too slow" };
     this.#add({ kind: "gap", text: `Lines may be missing here: ${what[/** @type {"link"} */ (reason)] ?? "the connection was lost"}.` });
   }
 
@@ -950,6 +950,7 @@ function coloured(text, { fg, bg, bold, dim, italic, underline }) {
 }
 
 const LABELS = {
+  __proto__: null, // a lock may be called "constructor"
   channels: "Channels", outlet: "Outlet", subcatchments: "Subcatchments", sbs_map: "Burn severity", landuse: "Land use",
   rangeland_cover: "Rangeland cover", soils: "Soils", climate: "Climate", rap_ts: "RAP series", openet_ts: "OpenET series",
   wepp: "WEPP", rhem: "RHEM", rusle: "RUSLE", geneva: "Geneva", roads: "Roads", observed: "Observed fit",

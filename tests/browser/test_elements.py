@@ -300,6 +300,15 @@ async def test_the_checklist_shows_what_is_done_and_locked(embedded, redis_url):
     assert page.tab.complaints == []
 
 
+async def test_names_that_every_object_has_are_names_like_others(embedded, redis_url):
+    names = ["__proto__", "constructor", "toString"]
+    with redis.Redis.from_url(redis_url) as worker:
+        worker.hset("some-run", mapping={f"locked:{name}": "true" for name in names})
+    page = await embedded(CHECKLIST)
+    await expect(page.page.locator(".locked .label")).to_have_text(names)
+    assert page.tab.complaints == []
+
+
 async def test_the_checklist_is_marked_while_it_is_not_live(embedded, relay, redis_url):
     with redis.Redis.from_url(redis_url) as worker:
         worker.hset("some-run", "timestamps:build_channels", 10)

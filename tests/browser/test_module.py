@@ -460,6 +460,14 @@ async def test_lines_are_told_once_a_frame_and_bounded(still):
     assert await still.evaluate("[stream.lines.length, events.at(-1).added.length]") == [0, 0]
 
 
+async def test_a_gap_of_a_reason_that_is_not_known_is_one(still):
+    await still.evaluate("live()")
+    await still.evaluate("last().say({ type: 'gap', reason: 'toString' })")
+    await still.later(20)
+    texts = await still.evaluate("stream.lines.map(line => line.text)")
+    assert texts == ["Lines may be missing here: the connection was lost."]
+
+
 async def test_a_hidden_tab_keeps_what_came_and_hears_triggers_at_once(still):
     await still.evaluate("live({ limit: 2 })")
     await still.evaluate(
