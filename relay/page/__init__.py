@@ -34,6 +34,8 @@ class Page:
         if named := _HOST.fullmatch(host):
             own = [f"{named[1]}:{port}" for port in self.ports] + [host]
             targets += [f"{scheme}://{each}" for each in own for scheme in ("ws", "wss")]
+        if any("[" in target for target in targets):
+            targets = ["ws:", "wss:"]  # an IPv6 address is no host-source (CSP level 3, 2.3.1): Chromium ignores it
         policy = f"{self.policy}; connect-src 'self' {' '.join(dict.fromkeys(targets))}".rstrip()
         return [("Content-Security-Policy", policy), ("Referrer-Policy", "no-referrer")]
 

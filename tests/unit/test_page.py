@@ -52,7 +52,8 @@ def test_it_may_connect_to_both_services_and_to_nobody_else():
         "'self'",
         *("wss://far.example", "ws://a:19001", "wss://a:19001", "ws://a", "wss://a"),
     ]
-    assert policy(PAGE, "[::1]:19002")["connect-src"].startswith("'self' ws://[::1]:19002 ")
+    for built, host in ((PAGE, "[::1]:19002"), (page({"status": "ws://[::1]/status"}, PORTS), "a")):
+        assert policy(built, host)["connect-src"] == "'self' ws: wss:", "an IPv6 address is no host-source"
     for evil in ("a; script-src *", "a'", "*", "", "a/b", "a,b"):
         assert policy(PAGE, evil)["connect-src"].strip() == "'self'"
 
