@@ -835,6 +835,7 @@ class StreamElement extends (globalThis.HTMLElement ?? Object) {
  */
 export class RelayLog extends StreamElement {
   #log = part("div", "log");
+  #rows = document.createElement("div");
   #jump = part("button", "jump");
   #newest = 0; // the number of the last line that has a row
   #unseen = 0;
@@ -849,7 +850,18 @@ export class RelayLog extends StreamElement {
     this.#jump.type = "button";
     this.#jump.hidden = true;
     this.#jump.addEventListener("click", () => this.#follow());
+    this.#log.append(this.#rows);
     this.shadowRoot?.append(this.#log, this.#jump);
+    const sizes = new ResizeObserver(() => {
+      if (this.#following) this.#follow();
+    });
+    sizes.observe(this.#log);
+    sizes.observe(this.#rows); // those that come into view may take another height than was thought
+  }
+
+  connectedCallback() {
+    super.connectedCallback();
+    if (this.#following) this.#follow(); // what moves within a document begins at its top
   }
 
   /** @param {any} options */
@@ -858,7 +870,7 @@ export class RelayLog extends StreamElement {
   }
 
   reset() {
-    this.#log.replaceChildren();
+    this.#rows.replaceChildren();
     this.#newest = 0;
     this.#follow();
   }
@@ -870,10 +882,10 @@ export class RelayLog extends StreamElement {
     /** @type {import("./relay").Line[]} */
     const lines = this.stream.lines;
     const kept = lines.findLastIndex(line => line.n <= this.#newest) + 1;
-    const rows = this.#log.getElementsByClassName("line");
+    const rows = this.#rows.getElementsByClassName("line");
     const old = rows.length - kept;
     if (!old && kept === lines.length) return;
-    if (!kept) this.#log.replaceChildren();
+    if (!kept) this.#rows.replaceChildren();
     else if (old) this.#cut(rows[old]);
     this.#append(lines.slice(kept));
     this.#newest = lines.at(-1)?.n ?? this.#newest;
@@ -885,7 +897,7 @@ export class RelayLog extends StreamElement {
   /** Let go of all rows before this one, at once. */
   #cut(/** @type {Element} */ first) {
     const range = new Range();
-    range.setStart(this.#log, 0);
+    range.setStart(this.#rows, 0);
     range.setEndBefore(first);
     range.deleteContents();
   }
@@ -896,12 +908,12 @@ export class RelayLog extends StreamElement {
    */
   #append(/** @type {import("./relay").Line[]} */ lines) {
     const blocks = new DocumentFragment();
-    let block = this.#log.lastElementChild;
+    let block = this.#rows.lastElementChild;
     for (const line of lines) {
       if (!block || block.childElementCount >= BLOCK) blocks.append((block = part("div", "block")));
       block.append(row(line));
     }
-    this.#log.append(blocks);
+    this.#rows.append(blocks);
   }
 
   #follow() {

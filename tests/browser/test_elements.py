@@ -134,6 +134,45 @@ async def test_it_follows_its_end_unless_the_reader_has_scrolled_up(embedded, pu
     await page.page.wait_for_function(f"({at_end})(element().shadowRoot.querySelector('.log'))")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        """element().hidden = true; element().stream.receive({ type: "status", data: "unseen" });
+            for (let drawn = 0; drawn < 5; drawn++) await frame();
+            element().hidden = false""",
+        "element().style.blockSize = '8em'",
+        "element().style.inlineSize = '200px'",
+        "document.body.append(document.createElement('main')); document.querySelector('main').append(element())",
+        "const kept = element(); kept.remove(); document.body.append(kept)",
+    ],
+    ids=["shown again", "lower", "narrower", "moved", "taken out and in"],
+)
+async def test_it_keeps_to_its_end_whatever_size_it_takes(embedded, publish, change):
+    page = await embedded(LOG)
+    publish(*[f"line {number} {'long ' * (number % 60)}" for number in range(300)], "the end")
+    await page.last_row("the end")
+    at_end = "(log => log.scrollTop > 0 && log.scrollHeight - log.scrollTop - log.clientHeight < 2)"
+    at_end += "(element().shadowRoot.querySelector('.log'))"
+    await page.page.wait_for_function(at_end)
+    await page.evaluate(
+        f"""async () => {{
+            const frame = () => new Promise(done => requestAnimationFrame(() => setTimeout(done)));
+            {change};
+            for (let drawn = 0; drawn < 5; drawn++) await frame();
+        }}"""
+    )
+    assert await page.evaluate(at_end)
+    await expect(page.jump).to_be_hidden()
+    await page.log.hover()
+    await page.page.mouse.wheel(0, -100)
+    await page.page.wait_for_function(f"!{at_end}")
+    publish("another")
+    await expect(page.jump).to_have_text("1 new line")
+    await page.evaluate("element().style.blockSize = '10em'")
+    await expect(page.jump).to_have_text("1 new line")
+    assert page.tab.complaints == []
+
+
 async def test_rows_are_bounded(embedded, publish):
     page = await embedded(LOG.replace("url", 'limit="5" url'))
     publish(*[f"line {number}" for number in range(12)])
