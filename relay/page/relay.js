@@ -60,22 +60,29 @@ export function parseLine(text) {
   return word ? { kind: /** @type {any} */ (word.toLowerCase()), job, rest } : { kind: "line" };
 }
 
-const BIDI = {
-  "\u061c": "ALM", "\u200e": "LRM", "\u200f": "RLM", "\u202a": "LRE", "\u202b": "RLE", "\u202c": "PDF", "\u202d": "LRO",
-  "\u202e": "RLO", "\u2066": "LRI", "\u2067": "RLI", "\u2068": "FSI", "\u2069": "PDI",
+/** @type {Record<string, string>} */
+const MARKS = {
+  "\u00ad": "SHY", "\u061c": "ALM", "\u200b": "ZWSP", "\u200c": "ZWNJ", "\u200d": "ZWJ", "\u200e": "LRM", "\u200f": "RLM",
+  "\u202a": "LRE", "\u202b": "RLE", "\u202c": "PDF", "\u202d": "LRO", "\u202e": "RLO", "\u2060": "WJ", "\u2066": "LRI",
+  "\u2067": "RLI", "\u2068": "FSI", "\u2069": "PDI", "\ufeff": "BOM",
 };
-const INVISIBLE = /[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/;
-const EVERY_INVISIBLE = new RegExp(INVISIBLE, "g");
+// All that is not seen (Unicode, 5.21), but for what makes one emoji of several characters.
+const INVISIBLE = /(?![\t\n\ufe0e\ufe0f]|\u200d\p{ExtPict})[\p{Cc}\p{DI}]/u;
+const EVERY_INVISIBLE = new RegExp(INVISIBLE, "gu");
 const SGR = /\x1b\[([\d;]*)m/;
 // Eight colours and their bright ones, legible on light and on dark ground; a page may set --relay-ansi-0 to -15.
 const PALETTE = [
-  "#6b7280", "#c93c37", "#2b8a3e", "#a87400", "#2f6fd0", "#a145b5", "#0b8793", "#8b929c",
-  "#7d8590", "#e5534b", "#37a34f", "#c69026", "#4d8fe8", "#bb66cc", "#22a3b0", "#a8b0ba",
+  "#6b7280", "#c93c37", "#2b8a3e", "#a87400", "#2f6fd0", "#a145b5", "#0b8793", "#858c96",
+  "#7d8590", "#e5534b", "#329a49", "#b58423", "#4686df", "#bb66cc", "#1f97a3", "#858c96",
 ];
+// What a level of 0 to 255 is as an amount of light, of 1 (IEC 61966-2-1).
+const LINEAR = Array.from({ length: 256 }, (_, level) => (level > 10 ? ((level / 255 + 0.055) / 1.055) ** 2.4 : level / 255 / 12.92));
+const LEGIBLE = { least: 0.13, most: 0.28 }; // luminance: 3:1 from white as well as from black grounds
 
 /**
  * A line with the colours of a terminal, in parts of one style each, and nothing in it that acts unseen: control
- * characters and other escape sequences become symbols (`␛`, `␇`), marks that turn the reading direction their names.
+ * characters and other escape sequences become symbols (`␛`, `␇`), those of no width and marks that turn the reading
+ * direction their names.
  *
  * @param {string} text
  * @returns {import("./relay").Part[]} to be shown as text; colours are CSS colours
@@ -87,25 +94,32 @@ export function ansi(text) {
   let style = {};
   text.replaceAll("\r\n", "\n").split(SGR).forEach((piece, index) => {
     if (index % 2) style = styled(style, piece);
-    else if (piece) parts.push({ text: piece.replace(EVERY_INVISIBLE, symbol), style });
+    else if (piece) parts.push({ text: piece.replace(EVERY_INVISIBLE, symbol), style: legible(style) });
   });
   return parts;
 }
 
 /** @param {string} character */
 function symbol(character) {
-  const code = character.charCodeAt(0);
+  const code = character.codePointAt(0) ?? 0;
   if (code < 0x20) return String.fromCharCode(0x2400 + code);
   if (code < 0xa0) return code === 0x7f ? "\u2421" : "\u241a";
-  return `‹${BIDI[/** @type {keyof typeof BIDI} */ (character)]}›`;
+  return `‹${MARKS[character] ?? `U+${code.toString(16).toUpperCase().padStart(4, "0")}`}›`;
 }
+
+/**
+ * A colour as a terminal has it: one of sixteen that have names, or its levels of red, green and blue.
+ *
+ * @typedef {number | number[]} Colour
+ * @typedef {Omit<import("./relay").Style, "fg" | "bg"> & { fg?: Colour, bg?: Colour, inverse?: boolean }} Sgr
+ */
 
 /**
  * A style after one SGR sequence (ECMA-48, 8.3.117).
  *
- * @param {import("./relay").Style} style
+ * @param {Sgr} style
  * @param {string} parameters
- * @returns {import("./relay").Style}
+ * @returns {Sgr}
  */
 function styled(style, parameters) {
   const codes = parameters.split(";").map(Number);
@@ -116,48 +130,98 @@ function styled(style, parameters) {
     else if (code === 2) next.dim = true;
     else if (code === 3) next.italic = true;
     else if (code === 4) next.underline = true;
+    else if (code === 7) next.inverse = true;
     else if (code === 22) next.bold = next.dim = false;
     else if (code === 23) next.italic = false;
     else if (code === 24) next.underline = false;
+    else if (code === 27) next.inverse = false;
     else if (code === 38) next.fg = extended(codes) ?? next.fg;
     else if (code === 39) next.fg = undefined;
     else if (code === 48) next.bg = extended(codes) ?? next.bg;
     else if (code === 49) next.bg = undefined;
-    else if (code >= 30 && code <= 37) next.fg = indexed(code - 30);
-    else if (code >= 40 && code <= 47) next.bg = indexed(code - 40);
-    else if (code >= 90 && code <= 97) next.fg = indexed(code - 82);
-    else if (code >= 100 && code <= 107) next.bg = indexed(code - 92);
+    else if (code >= 30 && code <= 37) next.fg = code - 30;
+    else if (code >= 40 && code <= 47) next.bg = code - 40;
+    else if (code >= 90 && code <= 97) next.fg = code - 82;
+    else if (code >= 100 && code <= 107) next.bg = code - 92;
   }
-  return Object.fromEntries(Object.entries(next).filter(([, value]) => value));
+  return next;
 }
 
 /**
  * The colour behind a 38 or 48, whose parameters are taken off `codes`.
  *
  * @param {number[]} codes
+ * @returns {Colour | undefined}
  */
 function extended(codes) {
   const kind = codes.shift();
   if (kind === 5) return indexed(codes.shift() ?? NaN);
-  return kind === 2 ? rgb(codes.splice(0, 3)) : undefined;
+  const levels = kind === 2 ? codes.splice(0, 3) : [];
+  return levels.length === 3 && levels.every(level => level <= 255) ? levels : undefined;
 }
 
 /**
  * One of the 256 colours: sixteen named ones, a cube of 6 x 6 x 6, and 24 greys.
  *
  * @param {number} index
+ * @returns {Colour | undefined}
  */
 function indexed(index) {
   if (!(index <= 255)) return undefined;
-  if (index < 16) return `var(--relay-ansi-${index}, ${PALETTE[index]})`;
-  if (index >= 232) return rgb([0, 0, 0].map(() => 8 + 10 * (index - 232)));
+  if (index < 16) return index;
+  if (index >= 232) return [0, 0, 0].map(() => 8 + 10 * (index - 232));
   const level = (/** @type {number} */ step) => (step ? 55 + 40 * step : 0);
-  return rgb([36, 6, 1].map(step => level(Math.trunc((index - 16) / step) % 6)));
+  return [36, 6, 1].map(step => level(Math.trunc((index - 16) / step) % 6));
+}
+
+/**
+ * A style as it is shown. Text on a ground of its own has nothing from the page's palette: where the two are too near
+ * (WCAG 2.2, 1.4.3) it is black or white.
+ *
+ * @param {Sgr} style
+ * @returns {import("./relay").Style}
+ */
+function legible({ inverse, fg, bg, ...style }) {
+  if (inverse) [fg, bg] = [bg, fg ?? 7];
+  const shown = { ...style, fg: fg === undefined ? "" : alone(fg), bg: "" };
+  if (bg !== undefined) {
+    const ground = luminance(levels(bg));
+    const text = fg === undefined ? ground : luminance(levels(fg));
+    const apart = (Math.max(ground, text) + 0.05) / (Math.min(ground, text) + 0.05) >= 4.5;
+    shown.fg = apart ? css(levels(fg ?? 0)) : ground > 0.179 ? "#000" : "#fff";
+    shown.bg = css(levels(bg));
+  }
+  return Object.fromEntries(Object.entries(shown).filter(([, value]) => value));
+}
+
+/**
+ * A colour on the ground of the page, which may be light or dark.
+ *
+ * @param {Colour} colour
+ */
+function alone(colour) {
+  if (typeof colour === "number") return `var(--relay-ansi-${colour}, ${PALETTE[colour]})`;
+  const had = luminance(colour);
+  const wanted = Math.min(LEGIBLE.most, Math.max(LEGIBLE.least, had));
+  if (wanted === had) return css(colour);
+  const light = colour.map(level => LINEAR[level]);
+  const mixed = light.map(level => (wanted < had ? (level * wanted) / had : level + ((1 - level) * (wanted - had)) / (1 - had)));
+  return css(mixed.map(level => 255 * (1.055 * level ** (1 / 2.4) - 0.055)));
+}
+
+/** @param {Colour} colour */
+function levels(colour) {
+  return typeof colour === "number" ? [1, 3, 5].map(at => parseInt(PALETTE[colour].slice(at, at + 2), 16)) : colour;
 }
 
 /** @param {number[]} levels */
-function rgb(levels) {
-  return levels.length === 3 && levels.every(level => level >= 0 && level <= 255) ? `rgb(${levels.join(" ")})` : undefined;
+function luminance([red, green, blue]) {
+  return 0.2126 * LINEAR[red] + 0.7152 * LINEAR[green] + 0.0722 * LINEAR[blue];
+}
+
+/** @param {number[]} levels */
+function css(levels) {
+  return `rgb(${levels.map(level => Math.max(0, Math.round(level))).join(" ")})`;
 }
 
 /**

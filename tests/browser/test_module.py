@@ -1,6 +1,7 @@
 """The module at `/relay.js`: its streams before real relays, and their rules on a clock and websockets of the test."""
 
 import asyncio
+import re
 
 import pytest
 import pytest_asyncio
@@ -122,6 +123,18 @@ COLOURED = {
     "\x1b[2J\x1b]0;title\x07\0\x7f\x85": [("␛[2J␛]0;title␇␀␡␚", {})],
     "50 %\rdone\r\nnext": [("50 %␍done\nnext", {})],
     "a\u202eb\u2066c\u200fd": [("a‹RLO›b‹LRI›c‹RLM›d", {})],
+    "a\u200bb\u00adc\ufeffd\u2063e\U000e0041f\u200dg": [("a‹ZWSP›b‹SHY›c‹BOM›d‹U+2063›e‹U+E0041›f‹ZWJ›g", {})],
+    "\U0001f468\u200d\U0001f469 \u2764\ufe0f été 名前": [("\U0001f468\u200d\U0001f469 \u2764\ufe0f été 名前", {})],
+    "\x1b[37;41mFAIL\x1b[30;42mPASS\x1b[39mok": [
+        ("FAIL", {"fg": "#fff", "bg": "rgb(201 60 55)"}),
+        ("PASS", {"fg": "#000", "bg": "rgb(43 138 62)"}),
+        ("ok", {"fg": "#000", "bg": "rgb(43 138 62)"}),
+    ],
+    "\x1b[7mx\x1b[31my\x1b[27mz": [
+        ("x", {"fg": "#000", "bg": "rgb(133 140 150)"}),
+        ("y", {"fg": "#fff", "bg": "rgb(201 60 55)"}),
+        ("z", {"fg": RED}),
+    ],
 }
 # What is given, what <html> says, and the base that follows.
 BASES = [
@@ -143,6 +156,40 @@ async def test_colours_are_kept_and_nothing_acts_unseen(still):
     seen = await still.evaluate("texts => texts.map(relay.ansi)", list(COLOURED))
     pairs = [[(part["text"], part["style"]) for part in parts] for parts in seen]
     assert dict(zip(COLOURED, pairs, strict=True)) == COLOURED
+
+
+def luminance(colour):
+    """Of a CSS colour, as WCAG 2.2 has it."""
+    if found := re.search(r"#([0-9a-f]+)", colour):
+        digits = found[1] if len(found[1]) == 6 else "".join(2 * digit for digit in found[1])
+        levels = bytes.fromhex(digits)
+    else:
+        levels = [int(level) for level in re.findall(r"\d+", colour)]
+    linear = [
+        level / 255 / 12.92 if level / 255 <= 0.04045 else ((level / 255 + 0.055) / 1.055) ** 2.4 for level in levels
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    darker, lighter = sorted((luminance(one), luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+async def test_no_colour_hides_its_text(still):
+    named = [*range(30, 38), *range(90, 98)]
+    numbered = [f"38;5;{number}" for number in range(256)]
+    true = [f"38;2;{level};{level};{level}" for level in (0, 128, 255)] + ["38;2;0;0;255", "38;2;255;255;0"]
+    single = await still.evaluate(
+        "codes => codes.map(code => relay.ansi(`\x1b[${code}mx`)[0].style)", [*named, *numbered, *true]
+    )
+    for style in single:
+        for ground in ("#f8faf9", "#101615"):
+            assert contrast(style["fg"], ground) >= 3, style
+    pairs = [f"{fg};{bg + 10}" for fg in named for bg in named] + [f"7;{code}" for code in (*named, *true)]
+    pairs += [f"{code};48;5;{ground}" for code in (*named, *true) for ground in range(256)]
+    for style in await still.evaluate("codes => codes.map(code => relay.ansi(`\x1b[${code}mx`)[0].style)", pairs):
+        assert contrast(style["fg"], style["bg"]) >= 4.5, style
 
 
 async def test_services_are_found(still):
