@@ -29,7 +29,7 @@ cdef class Clients:
     cdef int64_t last_tick
     cdef size_t max_live, most_live, max_head
     cdef size_t max_inbound, inbound_bytes  # of all that inbound_held counts
-    cdef bytes head_too_slow, head_too_large    # the answers
+    cdef bytes head_too_slow, head_too_large, body_too_slow     # the answers
     cdef int64_t crowded_until
     cdef Peers peers
     cdef list services, listeners, emptied
@@ -51,6 +51,8 @@ cdef class Clients:
         self.max_head, self.max_heads, self.max_inbound = max_head, max_heads, max_inbound
         self.head_too_slow = plain_answer(
             b"408 Request Timeout", b"The request head was not complete in %g s.\n" % head_timeout)
+        self.body_too_slow = plain_answer(
+            b"408 Request Timeout", b"The request body was not complete in %g s.\n" % head_timeout)
         self.head_too_large = plain_answer(
             b"431 Request Header Fields Too Large", b"The request head has more than %d bytes.\n" % max_head)
         self.capacity = min(limit, 1 << 24) + RESERVE
@@ -234,7 +236,7 @@ cdef class Clients:
             self.leave_heads(index)
         self.inbound_drop(slot)
         slot.stage = CLOSING
-        slot.farewell = 1
+        slot.farewell = 3 if slot.peer & SAID else 1
         slot.deadline = self.now + LINGER_TICKS
         slot.tokens = LINGER_READS
         self.say(index, PyBytes_AS_STRING(answer), PyBytes_GET_SIZE(answer))
@@ -301,7 +303,7 @@ cdef class Clients:
             relay_watch(self.ep, EPOLL_CTL_MOD, slot.fd, EPOLLIN | EPOLLOUT, self.handle(index))
         elif service.newest_only and not burst.opaque:
             before = slot.backlog.count
-            backlog_keep_started(slot.backlog, 0 if burst.min_version else 2)
+            backlog_keep_started(slot.backlog, burst.min_version)
             service.replaced += before - slot.backlog.count
         backlog_push(slot.backlog, burst, sent, self.now)
         if large and sent == 0 and slot.backlog.large is NULL:

@@ -43,6 +43,7 @@ cdef enum:
     INTRODUCED = 2          # and says it before anything else: that is still to come
     CHARGED = 4             # counted among the connections of its address
     BEGUN = 8               # HEAD: has sent a part of its request
+    SAID = 16               # PARKED: has ended its half, and awaits an answer (RFC 9112, 9.6)
 
 cdef struct Row:
     # Slots in the order in which they came.
@@ -125,7 +126,7 @@ cdef struct Slot:
     uint8_t service
     uint8_t farewell        # CLOSING: 1 an HTTP answer, 2 a close frame, 3 and the peer's close has come
     uint8_t address[16]     # the client's, IPv4 mapped into IPv6; zero for a Unix socket
-    uint8_t peer            # TRUSTED, INTRODUCED, CHARGED, BEGUN
+    uint8_t peer            # TRUSTED, INTRODUCED, CHARGED, BEGUN, SAID
 
 
 cdef class Service:

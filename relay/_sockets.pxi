@@ -189,6 +189,11 @@ cdef class Sockets(Clients):
             self.make_room(inbound)
             data, size, room = inbound.data, inbound.size, inbound.room
         n = recv(slot.fd, data + size, room - size, MSG_DONTWAIT)
+        if n == 0 and slot.stage == PARKED and not slot.peer & SAID and \
+                (inbound is NULL or not (inbound.answer_size or inbound.need)):
+            # It waits for Redis' word. A POST whose client had half-closed was published and never answered.
+            slot.peer |= SAID
+            return relay_watch(self.ep, EPOLL_CTL_MOD, slot.fd, 0, self.handle(index))
         if n <= 0:
             if n == 0 or (errno != EAGAIN and errno != EINTR):
                 self.bury(index)
@@ -232,10 +237,13 @@ cdef class Sockets(Clients):
         return 0
 
     cdef int take_sent(self, uint32_t index, unsigned char *data, size_t size) except -1:
-        """What an open client has sent."""
+        """What an open client has sent. Line ends behind a request are none (RFC 9112, 2.2), and clients send them."""
+        cdef size_t i = 0
         if self.slots[index].kind == STREAM:
+            while i < size and (data[i] == 0x0D or data[i] == 0x0A):
+                i += 1
             self.inbound_drop(&self.slots[index])
-            return self.part(index, 1002, b"nothing follows the request of an event stream", True)
+            return self.part(index, 1002, b"nothing follows the request of an event stream", True) if i < size else 0
         return self.take_frames(index, data, size)
 
     cdef int make_room(self, Inbound *inbound) except -1:
@@ -546,7 +554,7 @@ cdef class Sockets(Clients):
             return 0
         if slot.stage == PARKED and slot.inbound.need and slot.deadline <= self.now:
             self.breach(index, HEAD_TIMEOUT)
-            self.turn_away(index, self.head_too_slow)
+            self.turn_away(index, self.body_too_slow)
         if slot.stage != OPEN:
             return 0
         service = self.services[slot.service]

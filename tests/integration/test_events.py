@@ -144,6 +144,15 @@ def test_what_is_not_asked_for_is_a_websocket(standing):
     )
 
 
+def test_line_ends_behind_a_request_are_none(standing, stream, database):
+    events = stream(standing.preflight_url, "/e7")
+    events.until("ready")
+    events.send(b"\r\n\r\n")
+    for number in range(3):
+        database.hset("e7", "timestamps:build_soils", number)
+        assert events.until("preflight")["last_modified"] == number
+
+
 def test_who_sends_more_is_told_and_ended(standing, stream):
     events = stream(standing.status_url, "/e6:wepp")
     events.until("ready")

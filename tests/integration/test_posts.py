@@ -76,6 +76,7 @@ def test_who_may_not(process, watcher, publisher):
             (post("/p1:wepp", b"", bearer, length=5), 408),
         ):
             assert ask(process.status_url, request).status == status, request[:80]
+        assert b"The request body was not complete in 1 s" in ask(process.status_url, request).body
         assert ask(process.preflight_url, post("/p1", b"x", bearer)).status == 405
         assert ask(process.status_url, post("/p1:wepp", b"the only one", bearer)).status == 200
         assert peer.data() == "the only one"
@@ -88,6 +89,21 @@ def test_who_leaves_before_the_end_leaves_nothing(process, publisher):
             wire.socket.shutdown(socket.SHUT_WR)
             wire.ended()
     assert ask(process.status_url, post(f"/p1:wepp?token={publisher}", b"x")).status == 200
+
+
+def test_who_has_ended_his_half_is_answered(process, publisher):
+    """As `nc -N` does. It was published and not answered, so that its client would send it again."""
+    with Peer(f"{process.status_url}/p1:wepp?token={publisher}") as peer:
+        for url, request, body in (
+            (process.status_url, post(f"/p1:wepp?token={publisher}", b"a line"), b'{"receivers": 1}'),
+            (process.preflight_url, head(f"/p1?token={publisher}", "Accept: application/json"), b'{"type":"preflight"'),
+        ):
+            with Wire(address_of(url)) as wire:
+                wire.send(request)
+                wire.socket.shutdown(socket.SHUT_WR)
+                assert wire.answer().body.startswith(body)
+                wire.ended()
+        assert peer.data() == "a line"
 
 
 def test_it_is_off_unless_it_is_asked_for(relay, publisher):
