@@ -787,9 +787,10 @@ function sentence({ state, attempt, closeReason, missing }, doubt) {
     case "live":
       return missing ? `Live, but ${doubt}.` : "Live.";
     case "connecting":
-      return attempt ? "Connecting again …" : "Connecting …";
+      if (!attempt) return "Connecting …";
+    // falls through: each try is no news
     case "waiting":
-      return "Not connected; trying again …";
+      return `Not connected${closeReason && `: ${closeReason}`}; trying again …`;
     case "stale":
       return "Nothing has come for 30 s; trying again …";
     case "refused":

@@ -1,6 +1,7 @@
 """The elements of `/relay.js`, in a page of another site, before a real relay."""
 
 import asyncio
+import re
 import time
 
 import pytest
@@ -306,7 +307,10 @@ async def test_it_says_how_it_is_and_is_live_again(embedded, relay, redis_url, p
     first = relay(env={"RELAY_DRAIN": "200ms"})
     page = await embedded(LOG, first)
     assert await asyncio.to_thread(first.stop) == 0
-    await expect(page.note).to_have_class("note waiting missing")
+    await expect(page.note).to_have_text(
+        "Not connected: no answer, or the relay does not let this page in; trying again …"
+    )
+    await expect(page.note).to_have_class(re.compile("^note (waiting|connecting) missing$"))
     await page.last_row("Lines may be missing here: the connection was lost.")
     second = relay(
         env={f"{name.upper()}_LISTEN_ADDR": f"127.0.0.1:{port}" for name, port in first.ports.items()}, wait=None
