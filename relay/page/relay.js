@@ -307,7 +307,9 @@ class Stream extends EventTarget {
   #socket = null;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
+  // By a clock that nobody sets: when this connection was opened, 0 before that, and when anything last came by it.
   #openedAt = 0;
+  #heardAt = 0;
   #slow = false;
   #running = false;
   /** @type {typeof WebSocket} */
@@ -402,7 +404,8 @@ class Stream extends EventTarget {
   #open(address) {
     const socket = new this.#WebSocket(address);
     socket.onopen = () => {
-      this.#openedAt = this.lastFrameAt = Date.now();
+      this.lastFrameAt = Date.now();
+      this.#openedAt = this.#heardAt = performance.now();
       this.#set("live");
     };
     socket.onmessage = ({ data }) => this.#take(data);
@@ -413,7 +416,8 @@ class Stream extends EventTarget {
   /** @param {unknown} data */
   #take(data) {
     this.lastFrameAt = Date.now();
-    if (this.attempt && this.lastFrameAt - this.#openedAt >= LASTED) {
+    this.#heardAt = performance.now();
+    if (this.attempt && this.#heardAt - this.#openedAt >= LASTED) {
       this.attempt = 0;
       this.#slow = false;
     }
@@ -457,7 +461,7 @@ class Stream extends EventTarget {
   /** Look again after `wait` whether anything has come: one timer for a connection, not one for each message. */
   #watch(/** @type {number} */ wait) {
     this.#timer = setTimeout(() => {
-      const rest = this.lastFrameAt + SILENCE - Date.now();
+      const rest = this.#heardAt + SILENCE - performance.now();
       if (this.#openedAt && rest > 0) this.#watch(rest);
       else this.#lost(1006, this.#openedAt ? "nothing came for 30 s" : "no answer for 30 s", this.#openedAt ? "stale" : "waiting");
     }, wait);
@@ -475,7 +479,6 @@ class Stream extends EventTarget {
     if ([1002, 1007, 1009].includes(code) || (code === 1008 && reason.includes("permission"))) {
       return this.#refuse(code, reason);
     }
-    if (code === 1012) this.attempt = 0;
     if (code === 1008) this.#slow = true;
     const { first, most } = this.#slow ? SLOW_DELAYS : DELAYS;
     const wait = Math.random() * Math.min(most, first * 2 ** this.attempt);
