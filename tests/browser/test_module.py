@@ -239,6 +239,9 @@ async def test_pings_are_answered_and_the_checklist_comes(script, relay, redis_u
         worker.hset("some-run", "timestamps:build_channels", "10")
     await page.until("stream.snapshot?.checklist.channels")
     await page.until("events.findLast(event => event.type === 'snapshot')?.checklist.channels")
+    assert await page.evaluate("stream.times.done") == {"channels": 10}
+    told = [event["type"] for event in await page.noted("times", "snapshot")]
+    assert told == len(told) // 2 * ["times", "snapshot"]
 
 
 async def sockets(tab, number):
