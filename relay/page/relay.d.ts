@@ -80,7 +80,7 @@ export interface Times {
   type: "times";
   /** When a step was last done, also where its tick is off now. */
   done: Record<string, number>;
-  /** When its worker began: what it has done, or, where that is later than `done`, what it is doing. */
+  /** When its worker began: what it has done, or, where that is later than `done`, what it does or has failed at. */
   started: Record<string, number>;
   /** For each step that was done and whose tick is off, the steps that were done since; may be empty. */
   stale: Record<string, string[]>;
