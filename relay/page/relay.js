@@ -75,6 +75,7 @@ const PALETTE = [
   "#6b7280", "#c93c37", "#2b8a3e", "#a87400", "#2f6fd0", "#a145b5", "#0b8793", "#858c96",
   "#7d8590", "#e5534b", "#329a49", "#b58423", "#4686df", "#bb66cc", "#1f97a3", "#858c96",
 ];
+const GROUNDS = Object.assign([...PALETTE], { 0: "#000000", 7: "#d0d4d9", 15: "#ffffff" });
 // What a level of 0 to 255 is as an amount of light, of 1 (IEC 61966-2-1).
 const LINEAR = Array.from({ length: 256 }, (_, level) => (level > 10 ? ((level / 255 + 0.055) / 1.055) ** 2.4 : level / 255 / 12.92));
 const LEGIBLE = { least: 0.13, most: 0.28 }; // luminance: 3:1 from white as well as from black grounds
@@ -185,11 +186,11 @@ function legible({ inverse, fg, bg, ...style }) {
   if (inverse) [fg, bg] = [bg, fg ?? 7];
   const shown = { ...style, fg: fg === undefined ? "" : alone(fg), bg: "" };
   if (bg !== undefined) {
-    const ground = luminance(levels(bg));
+    const ground = luminance(levels(bg, GROUNDS));
     const text = fg === undefined ? ground : luminance(levels(fg));
     const apart = (Math.max(ground, text) + 0.05) / (Math.min(ground, text) + 0.05) >= 4.5;
     shown.fg = apart ? css(levels(fg ?? 0)) : ground > 0.179 ? "#000" : "#fff";
-    shown.bg = css(levels(bg));
+    shown.bg = css(levels(bg, GROUNDS));
   }
   return Object.fromEntries(Object.entries(shown).filter(([, value]) => value));
 }
@@ -210,8 +211,8 @@ function alone(colour) {
 }
 
 /** @param {Colour} colour */
-function levels(colour) {
-  return typeof colour === "number" ? [1, 3, 5].map(at => parseInt(PALETTE[colour].slice(at, at + 2), 16)) : colour;
+function levels(colour, named = PALETTE) {
+  return typeof colour === "number" ? [1, 3, 5].map(at => parseInt(named[colour].slice(at, at + 2), 16)) : colour;
 }
 
 /** @param {number[]} levels */
