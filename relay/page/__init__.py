@@ -1,7 +1,8 @@
 """The page that the relay serves at `/` and `/run/<run>`, and the module at `/relay.js` that it is made of.
 
-Nothing to fetch but that module, so that it works wherever the relay does. Its policy (CSP level 3) lets in the style
-and the script it came with, by their hashes, what the relay itself serves, and the websockets of both services.
+Nothing to fetch but that module, from below the page's own prefix, so that it works wherever the relay does. Its policy
+(CSP level 3) lets in the style and the script it came with, by their hashes, what the relay itself serves, and the
+websockets of both services.
 """
 
 import base64
@@ -33,6 +34,8 @@ class Page:
         if named := _HOST.fullmatch(host):
             own = [f"{named[1]}:{port}" for port in self.ports] + [host]
             targets += [f"{scheme}://{each}" for each in own for scheme in ("ws", "wss")]
+        if any("[" in target for target in targets):
+            targets = ["ws:", "wss:"]  # an IPv6 address is no host-source (CSP level 3, 2.3.1): Chromium ignores it
         policy = f"{self.policy}; connect-src 'self' {' '.join(dict.fromkeys(targets))}".rstrip()
         return [("Content-Security-Policy", policy), ("Referrer-Policy", "no-referrer")]
 
@@ -45,7 +48,7 @@ def page(urls: Mapping[str, str | None], ports: dict[str, int]) -> Page:
         ports: of the host that the page comes from, where it is not.
     """
     text = _file("index.html")
-    pieces = {"style": _file("page.css"), "script": _file("page.js").replace("{{relay_js}}", f"/relay.js?{_tag()}")}
+    pieces = {"style": _file("page.css"), "script": _file("page.js").replace("{{relay_js}}", f"relay.js?{_tag()}")}
     for service, port in PORTS.items():
         pieces[f"{service}_url"] = html.escape(urls.get(service) or "")
         pieces[f"{service}_port"] = str(ports.get(service, port))

@@ -1,4 +1,5 @@
-import { ChecklistStream, StatusStream, ansi } from "{{relay_js}}";
+const base = location.pathname.replace(/\/(run\/[^/]*\/?)?$/, "/");  // where this relay is: / or what a proxy says
+const { ChecklistStream, StatusStream, ansi } = await import(`${location.origin}${base}{{relay_js}}`);
 
 const CHANNELS = [
   "channel_delineation", "outlet", "subcatchment_delineation", "watershed", "sbs_upload", "landuse", "rangeland_cover",
@@ -100,7 +101,7 @@ function visible(name) { return ansi(name).map(piece => piece.text).join(""); }
 // --- the address: which run, which channels, and the permission ------------------------------------------------
 
 const address = {
-  base: location.pathname.replace(/(run\/[^/]*\/?)?$/, ""),
+  base,
   query: () => new URLSearchParams(location.search),
 
   /** The run of this address: /run/NAME, or ?run=NAME or #NAME as it was of old; "" where it names none. */

@@ -75,6 +75,17 @@ export interface Snapshot {
   last_modified?: number;
 }
 
+/** Unix seconds, by the keys of the checklist. */
+export interface Times {
+  type: "times";
+  /** When a step was last done, also where its tick is off now. */
+  done: Record<string, number>;
+  /** When its worker began: what it has done, or, where that is later than `done`, what it does or has failed at. */
+  started: Record<string, number>;
+  /** For each step that was done and whose tick is off, the steps that were done since; may be empty. */
+  stale: Record<string, string[]>;
+}
+
 export interface StreamEvents {
   state: CustomEvent<{ state: State; retryAt: number; code: number; reason: string }>;
   /** `since`: ms since 1970, after which messages may be missing; null where the hole is this one place. */
@@ -91,6 +102,8 @@ export interface StatusEvents extends StreamEvents {
 }
 
 export interface ChecklistEvents extends StreamEvents {
+  /** Before the `snapshot` that it belongs to. */
+  times: CustomEvent<{ times: Times }>;
   snapshot: CustomEvent<Snapshot>;
 }
 
@@ -152,6 +165,8 @@ export class ChecklistStream extends Stream<ChecklistEvents> {
   readonly run: string;
   /** The newest state of the run; null until the first came. */
   readonly snapshot: Snapshot | null;
+  /** When its steps were done, and why they are no longer; null until it came, which a relay that has it sends first. */
+  readonly times: Times | null;
 }
 
 export function serviceUrl(

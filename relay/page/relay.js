@@ -60,22 +60,30 @@ export function parseLine(text) {
   return word ? { kind: /** @type {any} */ (word.toLowerCase()), job, rest } : { kind: "line" };
 }
 
-const BIDI = {
-  "\u061c": "ALM", "\u200e": "LRM", "\u200f": "RLM", "\u202a": "LRE", "\u202b": "RLE", "\u202c": "PDF", "\u202d": "LRO",
-  "\u202e": "RLO", "\u2066": "LRI", "\u2067": "RLI", "\u2068": "FSI", "\u2069": "PDI",
+/** @type {Record<string, string>} */
+const MARKS = {
+  "\u00ad": "SHY", "\u061c": "ALM", "\u200b": "ZWSP", "\u200c": "ZWNJ", "\u200d": "ZWJ", "\u200e": "LRM", "\u200f": "RLM",
+  "\u202a": "LRE", "\u202b": "RLE", "\u202c": "PDF", "\u202d": "LRO", "\u202e": "RLO", "\u2060": "WJ", "\u2066": "LRI",
+  "\u2067": "RLI", "\u2068": "FSI", "\u2069": "PDI", "\ufeff": "BOM",
 };
-const INVISIBLE = /[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/;
-const EVERY_INVISIBLE = new RegExp(INVISIBLE, "g");
+// All that is not seen (Unicode, 5.21), but for what makes one emoji of several characters.
+const INVISIBLE = /(?![\t\n\ufe0e\ufe0f]|\u200d\p{ExtPict})[\p{Cc}\p{DI}]/u;
+const EVERY_INVISIBLE = new RegExp(INVISIBLE, "gu");
 const SGR = /\x1b\[([\d;]*)m/;
 // Eight colours and their bright ones, legible on light and on dark ground; a page may set --relay-ansi-0 to -15.
 const PALETTE = [
-  "#6b7280", "#c93c37", "#2b8a3e", "#a87400", "#2f6fd0", "#a145b5", "#0b8793", "#8b929c",
-  "#7d8590", "#e5534b", "#37a34f", "#c69026", "#4d8fe8", "#bb66cc", "#22a3b0", "#a8b0ba",
+  "#6b7280", "#c93c37", "#2b8a3e", "#a87400", "#2f6fd0", "#a145b5", "#0b8793", "#858c96",
+  "#7d8590", "#e5534b", "#329a49", "#b58423", "#4686df", "#bb66cc", "#1f97a3", "#858c96",
 ];
+const GROUNDS = Object.assign([...PALETTE], { 0: "#000000", 7: "#d0d4d9", 15: "#ffffff" });
+// What a level of 0 to 255 is as an amount of light, of 1 (IEC 61966-2-1).
+const LINEAR = Array.from({ length: 256 }, (_, level) => (level > 10 ? ((level / 255 + 0.055) / 1.055) ** 2.4 : level / 255 / 12.92));
+const LEGIBLE = { least: 0.13, most: 0.28 }; // luminance: 3:1 from white as well as from black grounds
 
 /**
  * A line with the colours of a terminal, in parts of one style each, and nothing in it that acts unseen: control
- * characters and other escape sequences become symbols (`␛`, `␇`), marks that turn the reading direction their names.
+ * characters and other escape sequences become symbols (`␛`, `␇`), those of no width and marks that turn the reading
+ * direction their names.
  *
  * @param {string} text
  * @returns {import("./relay").Part[]} to be shown as text; colours are CSS colours
@@ -87,25 +95,32 @@ export function ansi(text) {
   let style = {};
   text.replaceAll("\r\n", "\n").split(SGR).forEach((piece, index) => {
     if (index % 2) style = styled(style, piece);
-    else if (piece) parts.push({ text: piece.replace(EVERY_INVISIBLE, symbol), style });
+    else if (piece) parts.push({ text: piece.replace(EVERY_INVISIBLE, symbol), style: legible(style) });
   });
   return parts;
 }
 
 /** @param {string} character */
 function symbol(character) {
-  const code = character.charCodeAt(0);
+  const code = character.codePointAt(0) ?? 0;
   if (code < 0x20) return String.fromCharCode(0x2400 + code);
   if (code < 0xa0) return code === 0x7f ? "\u2421" : "\u241a";
-  return `‹${BIDI[/** @type {keyof typeof BIDI} */ (character)]}›`;
+  return `‹${MARKS[character] ?? `U+${code.toString(16).toUpperCase().padStart(4, "0")}`}›`;
 }
+
+/**
+ * A colour as a terminal has it: one of sixteen that have names, or its levels of red, green and blue.
+ *
+ * @typedef {number | number[]} Colour
+ * @typedef {Omit<import("./relay").Style, "fg" | "bg"> & { fg?: Colour, bg?: Colour, inverse?: boolean }} Sgr
+ */
 
 /**
  * A style after one SGR sequence (ECMA-48, 8.3.117).
  *
- * @param {import("./relay").Style} style
+ * @param {Sgr} style
  * @param {string} parameters
- * @returns {import("./relay").Style}
+ * @returns {Sgr}
  */
 function styled(style, parameters) {
   const codes = parameters.split(";").map(Number);
@@ -116,48 +131,98 @@ function styled(style, parameters) {
     else if (code === 2) next.dim = true;
     else if (code === 3) next.italic = true;
     else if (code === 4) next.underline = true;
+    else if (code === 7) next.inverse = true;
     else if (code === 22) next.bold = next.dim = false;
     else if (code === 23) next.italic = false;
     else if (code === 24) next.underline = false;
+    else if (code === 27) next.inverse = false;
     else if (code === 38) next.fg = extended(codes) ?? next.fg;
     else if (code === 39) next.fg = undefined;
     else if (code === 48) next.bg = extended(codes) ?? next.bg;
     else if (code === 49) next.bg = undefined;
-    else if (code >= 30 && code <= 37) next.fg = indexed(code - 30);
-    else if (code >= 40 && code <= 47) next.bg = indexed(code - 40);
-    else if (code >= 90 && code <= 97) next.fg = indexed(code - 82);
-    else if (code >= 100 && code <= 107) next.bg = indexed(code - 92);
+    else if (code >= 30 && code <= 37) next.fg = code - 30;
+    else if (code >= 40 && code <= 47) next.bg = code - 40;
+    else if (code >= 90 && code <= 97) next.fg = code - 82;
+    else if (code >= 100 && code <= 107) next.bg = code - 92;
   }
-  return Object.fromEntries(Object.entries(next).filter(([, value]) => value));
+  return next;
 }
 
 /**
  * The colour behind a 38 or 48, whose parameters are taken off `codes`.
  *
  * @param {number[]} codes
+ * @returns {Colour | undefined}
  */
 function extended(codes) {
   const kind = codes.shift();
   if (kind === 5) return indexed(codes.shift() ?? NaN);
-  return kind === 2 ? rgb(codes.splice(0, 3)) : undefined;
+  const levels = kind === 2 ? codes.splice(0, 3) : [];
+  return levels.length === 3 && levels.every(level => level <= 255) ? levels : undefined;
 }
 
 /**
  * One of the 256 colours: sixteen named ones, a cube of 6 x 6 x 6, and 24 greys.
  *
  * @param {number} index
+ * @returns {Colour | undefined}
  */
 function indexed(index) {
   if (!(index <= 255)) return undefined;
-  if (index < 16) return `var(--relay-ansi-${index}, ${PALETTE[index]})`;
-  if (index >= 232) return rgb([0, 0, 0].map(() => 8 + 10 * (index - 232)));
+  if (index < 16) return index;
+  if (index >= 232) return [0, 0, 0].map(() => 8 + 10 * (index - 232));
   const level = (/** @type {number} */ step) => (step ? 55 + 40 * step : 0);
-  return rgb([36, 6, 1].map(step => level(Math.trunc((index - 16) / step) % 6)));
+  return [36, 6, 1].map(step => level(Math.trunc((index - 16) / step) % 6));
+}
+
+/**
+ * A style as it is shown. Text on a ground of its own has nothing from the page's palette: where the two are too near
+ * (WCAG 2.2, 1.4.3) it is black or white.
+ *
+ * @param {Sgr} style
+ * @returns {import("./relay").Style}
+ */
+function legible({ inverse, fg, bg, ...style }) {
+  if (inverse) [fg, bg] = [bg, fg ?? 7];
+  const shown = { ...style, fg: fg === undefined ? "" : alone(fg), bg: "" };
+  if (bg !== undefined) {
+    const ground = luminance(levels(bg, GROUNDS));
+    const text = fg === undefined ? ground : luminance(levels(fg));
+    const apart = (Math.max(ground, text) + 0.05) / (Math.min(ground, text) + 0.05) >= 4.5;
+    shown.fg = apart ? css(levels(fg ?? 0)) : ground > 0.179 ? "#000" : "#fff";
+    shown.bg = css(levels(bg, GROUNDS));
+  }
+  return Object.fromEntries(Object.entries(shown).filter(([, value]) => value));
+}
+
+/**
+ * A colour on the ground of the page, which may be light or dark.
+ *
+ * @param {Colour} colour
+ */
+function alone(colour) {
+  if (typeof colour === "number") return `var(--relay-ansi-${colour}, ${PALETTE[colour]})`;
+  const had = luminance(colour);
+  const wanted = Math.min(LEGIBLE.most, Math.max(LEGIBLE.least, had));
+  if (wanted === had) return css(colour);
+  const light = colour.map(level => LINEAR[level]);
+  const mixed = light.map(level => (wanted < had ? (level * wanted) / had : level + ((1 - level) * (wanted - had)) / (1 - had)));
+  return css(mixed.map(level => 255 * (1.055 * level ** (1 / 2.4) - 0.055)));
+}
+
+/** @param {Colour} colour */
+function levels(colour, named = PALETTE) {
+  return typeof colour === "number" ? [1, 3, 5].map(at => parseInt(named[colour].slice(at, at + 2), 16)) : colour;
 }
 
 /** @param {number[]} levels */
-function rgb(levels) {
-  return levels.length === 3 && levels.every(level => level >= 0 && level <= 255) ? `rgb(${levels.join(" ")})` : undefined;
+function luminance([red, green, blue]) {
+  return 0.2126 * LINEAR[red] + 0.7152 * LINEAR[green] + 0.0722 * LINEAR[blue];
+}
+
+/** @param {number[]} levels */
+function css(levels) {
+  return `rgb(${levels.map(level => Math.max(0, Math.round(level))).join(" ")})`;
 }
 
 /**
@@ -232,11 +297,20 @@ class Stream extends EventTarget {
   /** Whether messages may be missing right now: from a gap or a lost connection until the next `ready`. */
   missing = false;
 
+  /**
+   * Of the protocol, as it is asked for: `?v=2`.
+   *
+   * @protected
+   */
+  version = "2";
+
   /** @type {WebSocket | null} */
   #socket = null;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
+  // By a clock that nobody sets: when this connection was opened, 0 before that, and when anything last came by it.
   #openedAt = 0;
+  #heardAt = 0;
   #slow = false;
   #running = false;
   /** @type {typeof WebSocket} */
@@ -317,7 +391,7 @@ class Stream extends EventTarget {
     this.#drop();
     this.retryAt = this.#openedAt = 0;
     try {
-      const query = new URLSearchParams({ v: "2", ...(this.token && { token: this.token }) });
+      const query = new URLSearchParams({ v: this.version, ...(this.token && { token: this.token }) });
       this.#socket = this.#open(`${this.path()}?${query}`);
     } catch (error) {
       this.#refuse(0, /** @type {Error} */ (error).message);
@@ -331,7 +405,8 @@ class Stream extends EventTarget {
   #open(address) {
     const socket = new this.#WebSocket(address);
     socket.onopen = () => {
-      this.#openedAt = this.lastFrameAt = Date.now();
+      this.lastFrameAt = Date.now();
+      this.#openedAt = this.#heardAt = performance.now();
       this.#set("live");
     };
     socket.onmessage = ({ data }) => this.#take(data);
@@ -342,7 +417,8 @@ class Stream extends EventTarget {
   /** @param {unknown} data */
   #take(data) {
     this.lastFrameAt = Date.now();
-    if (this.attempt && this.lastFrameAt - this.#openedAt >= LASTED) {
+    this.#heardAt = performance.now();
+    if (this.attempt && this.#heardAt - this.#openedAt >= LASTED) {
       this.attempt = 0;
       this.#slow = false;
     }
@@ -386,7 +462,7 @@ class Stream extends EventTarget {
   /** Look again after `wait` whether anything has come: one timer for a connection, not one for each message. */
   #watch(/** @type {number} */ wait) {
     this.#timer = setTimeout(() => {
-      const rest = this.lastFrameAt + SILENCE - Date.now();
+      const rest = this.#heardAt + SILENCE - performance.now();
       if (this.#openedAt && rest > 0) this.#watch(rest);
       else this.#lost(1006, this.#openedAt ? "nothing came for 30 s" : "no answer for 30 s", this.#openedAt ? "stale" : "waiting");
     }, wait);
@@ -404,7 +480,6 @@ class Stream extends EventTarget {
     if ([1002, 1007, 1009].includes(code) || (code === 1008 && reason.includes("permission"))) {
       return this.#refuse(code, reason);
     }
-    if (code === 1012) this.attempt = 0;
     if (code === 1008) this.#slow = true;
     const { first, most } = this.#slow ? SLOW_DELAYS : DELAYS;
     const wait = Math.random() * Math.min(most, first * 2 ** this.attempt);
@@ -521,7 +596,7 @@ export class StatusStream extends Stream {
 
   /** @param {{ reason: import("./relay").GapReason }} gap */
   hole({ reason }) {
-    const what = { link: "the relay lost Redis", size: "a message was too large", slow: "this page was too slow" };
+    const what = { __proto__: null, link: "the relay lost Redis", size: "a message was too large", slow: "this page was too slow" };
     this.#add({ kind: "gap", text: `Lines may be missing here: ${what[/** @type {"link"} */ (reason)] ?? "the connection was lost"}.` });
   }
 
@@ -568,7 +643,8 @@ function shortened(text) {
 /**
  * The checklist of one run.
  *
- * Events, beside those of every stream: `snapshot` (the snapshot) when it has changed, once per animation frame at most.
+ * Events, beside those of every stream, once per animation frame at most: `times` (`{ times }`) and then `snapshot` (the
+ * snapshot), each where it has changed.
  */
 export class ChecklistStream extends Stream {
   /**
@@ -577,8 +653,21 @@ export class ChecklistStream extends Stream {
    * @type {import("./relay").Snapshot | null}
    */
   snapshot = null;
+  /**
+   * When the steps of the run were done, and why they are no longer; null until it came, which it does before the first
+   * snapshot.
+   *
+   * @type {import("./relay").Times | null}
+   */
+  times = null;
 
-  #frame = new Frame(() => this.dispatchEvent(new CustomEvent("snapshot", { detail: this.snapshot })));
+  version = "3";
+
+  #changed = new Set();
+  #frame = new Frame(() => {
+    for (const [type, detail] of Object.entries({ times: { times: this.times }, snapshot: this.snapshot }))
+      if (this.#changed.delete(type)) this.dispatchEvent(new CustomEvent(type, { detail }));
+  });
 
   /** @param {import("./relay").ChecklistOptions} options */
   constructor({ run, autostart = true, ...options }) {
@@ -593,9 +682,11 @@ export class ChecklistStream extends Stream {
 
   /** @param {any} frame */
   receive(frame) {
-    if (frame.type !== "preflight") return;
+    if (frame.type === "times") this.times = frame;
+    else if (frame.type === "preflight") this.snapshot = frame;
+    else return;
     this.lastMessageAt = Date.now();
-    this.snapshot = frame;
+    this.#changed.add(frame.type === "times" ? "times" : "snapshot");
     this.#frame.ask();
   }
 }
@@ -700,9 +791,10 @@ function sentence({ state, attempt, closeReason, missing }, doubt) {
     case "live":
       return missing ? `Live, but ${doubt}.` : "Live.";
     case "connecting":
-      return attempt ? "Connecting again …" : "Connecting …";
+      if (!attempt) return "Connecting …";
+    // falls through: each try is no news
     case "waiting":
-      return "Not connected; trying again …";
+      return `Not connected${closeReason && `: ${closeReason}`}; trying again …`;
     case "stale":
       return "Nothing has come for 30 s; trying again …";
     case "refused":
@@ -777,7 +869,7 @@ class StreamElement extends (globalThis.HTMLElement ?? Object) {
     this.reset();
     if (watched === null) return;
     const stream = (this.stream = this.open(options));
-    for (const type of ["state", "gap", "ready", "trigger", "exception", "snapshot", "lines"]) {
+    for (const type of ["state", "gap", "ready", "trigger", "exception", "times", "snapshot", "lines"]) {
       stream.addEventListener(type, (/** @type {any} */ { detail }) => {
         if (stream !== this.stream) return;
         this.show();
@@ -812,6 +904,7 @@ class StreamElement extends (globalThis.HTMLElement ?? Object) {
  */
 export class RelayLog extends StreamElement {
   #log = part("div", "log");
+  #rows = document.createElement("div");
   #jump = part("button", "jump");
   #newest = 0; // the number of the last line that has a row
   #unseen = 0;
@@ -826,7 +919,18 @@ export class RelayLog extends StreamElement {
     this.#jump.type = "button";
     this.#jump.hidden = true;
     this.#jump.addEventListener("click", () => this.#follow());
+    this.#log.append(this.#rows);
     this.shadowRoot?.append(this.#log, this.#jump);
+    const sizes = new ResizeObserver(() => {
+      if (this.#following) this.#follow();
+    });
+    sizes.observe(this.#log);
+    sizes.observe(this.#rows); // those that come into view may take another height than was thought
+  }
+
+  connectedCallback() {
+    super.connectedCallback();
+    if (this.#following) this.#follow(); // what moves within a document begins at its top
   }
 
   /** @param {any} options */
@@ -835,7 +939,7 @@ export class RelayLog extends StreamElement {
   }
 
   reset() {
-    this.#log.replaceChildren();
+    this.#rows.replaceChildren();
     this.#newest = 0;
     this.#follow();
   }
@@ -847,10 +951,10 @@ export class RelayLog extends StreamElement {
     /** @type {import("./relay").Line[]} */
     const lines = this.stream.lines;
     const kept = lines.findLastIndex(line => line.n <= this.#newest) + 1;
-    const rows = this.#log.getElementsByClassName("line");
+    const rows = this.#rows.getElementsByClassName("line");
     const old = rows.length - kept;
     if (!old && kept === lines.length) return;
-    if (!kept) this.#log.replaceChildren();
+    if (!kept) this.#rows.replaceChildren();
     else if (old) this.#cut(rows[old]);
     this.#append(lines.slice(kept));
     this.#newest = lines.at(-1)?.n ?? this.#newest;
@@ -862,7 +966,7 @@ export class RelayLog extends StreamElement {
   /** Let go of all rows before this one, at once. */
   #cut(/** @type {Element} */ first) {
     const range = new Range();
-    range.setStart(this.#log, 0);
+    range.setStart(this.#rows, 0);
     range.setEndBefore(first);
     range.deleteContents();
   }
@@ -873,12 +977,12 @@ export class RelayLog extends StreamElement {
    */
   #append(/** @type {import("./relay").Line[]} */ lines) {
     const blocks = new DocumentFragment();
-    let block = this.#log.lastElementChild;
+    let block = this.#rows.lastElementChild;
     for (const line of lines) {
       if (!block || block.childElementCount >= BLOCK) blocks.append((block = part("div", "block")));
       block.append(row(line));
     }
-    this.#log.append(blocks);
+    this.#rows.append(blocks);
   }
 
   #follow() {
@@ -927,6 +1031,7 @@ function coloured(text, { fg, bg, bold, dim, italic, underline }) {
 }
 
 const LABELS = {
+  __proto__: null, // a lock may be called "constructor"
   channels: "Channels", outlet: "Outlet", subcatchments: "Subcatchments", sbs_map: "Burn severity", landuse: "Land use",
   rangeland_cover: "Rangeland cover", soils: "Soils", climate: "Climate", rap_ts: "RAP series", openet_ts: "OpenET series",
   wepp: "WEPP", rhem: "RHEM", rusle: "RUSLE", geneva: "Geneva", roads: "Roads", observed: "Observed fit",

@@ -1,6 +1,7 @@
 """The elements of `/relay.js`, in a page of another site, before a real relay."""
 
 import asyncio
+import re
 import time
 
 import pytest
@@ -132,6 +133,45 @@ async def test_it_follows_its_end_unless_the_reader_has_scrolled_up(embedded, pu
     publish("fourteen")
     await page.last_row("fourteen")
     await page.page.wait_for_function(f"({at_end})(element().shadowRoot.querySelector('.log'))")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        """element().hidden = true; element().stream.receive({ type: "status", data: "unseen" });
+            for (let drawn = 0; drawn < 5; drawn++) await frame();
+            element().hidden = false""",
+        "element().style.blockSize = '8em'",
+        "element().style.inlineSize = '200px'",
+        "document.body.append(document.createElement('main')); document.querySelector('main').append(element())",
+        "const kept = element(); kept.remove(); document.body.append(kept)",
+    ],
+    ids=["shown again", "lower", "narrower", "moved", "taken out and in"],
+)
+async def test_it_keeps_to_its_end_whatever_size_it_takes(embedded, publish, change):
+    page = await embedded(LOG)
+    publish(*[f"line {number} {'long ' * (number % 60)}" for number in range(300)], "the end")
+    await page.last_row("the end")
+    at_end = "(log => log.scrollTop > 0 && log.scrollHeight - log.scrollTop - log.clientHeight < 2)"
+    at_end += "(element().shadowRoot.querySelector('.log'))"
+    await page.page.wait_for_function(at_end)
+    await page.evaluate(
+        f"""async () => {{
+            const frame = () => new Promise(done => requestAnimationFrame(() => setTimeout(done)));
+            {change};
+            for (let drawn = 0; drawn < 5; drawn++) await frame();
+        }}"""
+    )
+    assert await page.evaluate(at_end)
+    await expect(page.jump).to_be_hidden()
+    await page.log.hover()
+    await page.page.mouse.wheel(0, -100)
+    await page.page.wait_for_function(f"!{at_end}")
+    publish("another")
+    await expect(page.jump).to_have_text("1 new line")
+    await page.evaluate("element().style.blockSize = '10em'")
+    await expect(page.jump).to_have_text("1 new line")
+    assert page.tab.complaints == []
 
 
 async def test_rows_are_bounded(embedded, publish):
@@ -267,7 +307,10 @@ async def test_it_says_how_it_is_and_is_live_again(embedded, relay, redis_url, p
     first = relay(env={"RELAY_DRAIN": "200ms"})
     page = await embedded(LOG, first)
     assert await asyncio.to_thread(first.stop) == 0
-    await expect(page.note).to_have_class("note waiting missing")
+    await expect(page.note).to_have_text(
+        "Not connected: no answer, or the relay does not let this page in; trying again …"
+    )
+    await expect(page.note).to_have_class(re.compile("^note (waiting|connecting) missing$"))
     await page.last_row("Lines may be missing here: the connection was lost.")
     second = relay(
         env={f"{name.upper()}_LISTEN_ADDR": f"127.0.0.1:{port}" for name, port in first.ports.items()}, wait=None
@@ -297,6 +340,15 @@ async def test_the_checklist_shows_what_is_done_and_locked(embedded, redis_url):
     with redis.Redis.from_url(redis_url) as worker:
         worker.delete("some-run")
     await expect(page.page.locator(".done, .locked")).to_have_count(0)
+    assert page.tab.complaints == []
+
+
+async def test_names_that_every_object_has_are_names_like_others(embedded, redis_url):
+    names = ["__proto__", "constructor", "toString"]
+    with redis.Redis.from_url(redis_url) as worker:
+        worker.hset("some-run", mapping={f"locked:{name}": "true" for name in names})
+    page = await embedded(CHECKLIST)
+    await expect(page.page.locator(".locked .label")).to_have_text(names)
     assert page.tab.complaints == []
 
 

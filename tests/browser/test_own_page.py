@@ -102,7 +102,7 @@ async def test_a_page_behind_the_other_port_is_the_same(standing, new_tab):
     await tab.page.goto(f"http://127.0.0.1:{process.ports['preflight']}/run/{RUN}")
     await expect(tab.page.locator("#status-badge")).to_have_attribute("data-state", "live")
     await expect(tab.page.locator("#preflight-badge")).to_have_attribute("data-state", "live")
-    assert len(tab.sockets(f":{process.ports['preflight']}/{RUN}?v=2")) == 1
+    assert len(tab.sockets(f":{process.ports['preflight']}/{RUN}?v=3")) == 1
     assert len(tab.sockets(f":{process.ports['status']}/{RUN}:wepp?v=2")) == 1
     assert tab.complaints == []
 

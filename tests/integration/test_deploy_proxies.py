@@ -1,10 +1,6 @@
 """deploy/nginx.conf and deploy/Caddyfile before a relay: the prefix, the addresses, the heartbeat."""
 
-import contextlib
-import os
 import re
-import signal
-import subprocess
 from urllib.parse import urlsplit
 
 import pytest
@@ -21,49 +17,9 @@ from tests.integration.peers import (
     curl,
     head,
     upgrade,
-    wait_for,
 )
+from tests.integration.proxies import PREFIX, caddy, in_front, nginx
 from tests.integration.topology import DEPLOY, PORTS
-
-PREFIX = "/weppcloud-microservices"
-NGINX = """
-daemon off;
-pid {directory}/nginx.pid;
-error_log stderr;
-events {{}}
-http {{
-    access_log {directory}/access.log;
-    client_body_temp_path {directory};
-    proxy_temp_path {directory};
-    fastcgi_temp_path {directory};
-    uwsgi_temp_path {directory};
-    scgi_temp_path {directory};
-    server {{
-        listen 127.0.0.1:{port};
-        include {directory}/relay.conf;
-    }}
-}}
-"""
-
-
-def before(relay, text):
-    """A proxy's file with the ports of this relay."""
-    for service, port in PORTS.items():
-        assert text.count(f"127.0.0.1:{port}") == 1, f"{service} is named once"
-        text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{relay.ports[service]}")
-    return text
-
-
-def nginx(relay, directory, port):
-    (directory / "relay.conf").write_text(before(relay, (DEPLOY / "nginx.conf").read_text()))
-    (directory / "nginx.conf").write_text(NGINX.format(directory=directory, port=port))
-    return ["nginx", "-e", "stderr", "-c", str(directory / "nginx.conf")], {}
-
-
-def caddy(relay, directory, port):
-    (directory / "Caddyfile").write_text("{\n\tadmin off\n}\n" + before(relay, (DEPLOY / "Caddyfile").read_text()))
-    home = {"RELAY_SITE": f"http://:{port}", "XDG_DATA_HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
-    return ["caddy", "run", "--adapter", "caddyfile", "--config", str(directory / "Caddyfile")], home
 
 
 @pytest.fixture
@@ -72,29 +28,12 @@ def behind(relay):
     return relay(env={"RELAY_TRUSTED_PROXIES": "127.0.0.1", "RELAY_MAX_PER_ADDRESS": "1"})
 
 
-@contextlib.contextmanager
-def running(make, relay, directory):
-    """ws:// of a proxy before that relay, with WEPPcloud's prefix."""
-    port = free_port()
-    command, env = make(relay, directory, port)
-    process = subprocess.Popen(command, env=os.environ | env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def serves():
-        with contextlib.suppress(OSError, AssertionError):
-            return ask(f"http://127.0.0.1:{port}", head(f"{PREFIX}/status/livez", "Connection: close")).status == 200
-
-    try:
-        wait_for(serves, "a way through the proxy")
-        yield f"ws://127.0.0.1:{port}{PREFIX}"
-    finally:
-        process.send_signal(signal.SIGQUIT if make is caddy else signal.SIGTERM)  # or Caddy waits for open streams
-        process.wait()
-
-
 @pytest.fixture(params=[pytest.param(proxy, marks=pytest.mark.needs(proxy.__name__)) for proxy in (nginx, caddy)])
 def url(request, behind, tmp_path):
-    with running(request.param, behind, tmp_path) as url:
-        yield url
+    """ws:// of the proxy, with WEPPcloud's prefix."""
+    port = free_port()
+    with in_front(request.param, behind, tmp_path, port):
+        yield f"ws://127.0.0.1:{port}{PREFIX}"
 
 
 def test_both_services_below_the_prefix(url, worker, redis_url):
