@@ -18,10 +18,10 @@ const GROUPS = [
   ]],
 ];
 // Which items a lock stands for, where the names differ; the first one not done is the one that runs.
-const LOCKED = {
+const LOCKED = new Map(Object.entries({
   watershed: ["channels", "outlet", "subcatchments"], disturbed: ["sbs_map"], ash: ["watar"], debris_flow: ["debris"],
   omni: ["omni_scenarios", "omni_contrasts"], path_ce: ["run_path_ce"],
-};
+}));
 // What an item must be newer than (relay/checklist.py): where one of these is done anew, its tick falls.
 const INPUTS = ["landuse", "soils", "climate"];
 const NEWER_THAN = {
@@ -620,7 +620,7 @@ const checks = {
     const held = [...new Set(Object.keys(locks).filter(name => locks[name]).map(name => name.replace(/\.nodb$/, "")))];
     const running = new Set();
     const others = held.filter(name => {
-      const items = (LOCKED[name] ?? [name]).filter(item => this.items.has(item));
+      const items = (LOCKED.get(name) ?? [name]).filter(item => this.items.has(item));
       if (items.length) running.add(items.find(item => !checklist[item]) ?? items[0]);
       return !items.length;
     });

@@ -392,6 +392,15 @@ async def test_a_step_says_when_it_ran_and_why_it_is_stale(watch):
     assert run.tab.complaints == []
 
 
+async def test_a_lock_may_have_any_name(watch):
+    run = await watch()
+    # Names that every object of JavaScript has.
+    run.write({"locked:constructor": "true", "locked:__proto__": "true", "locked:toString.nodb": "true"} | BUILT)
+    await expect(run.page.locator("#locks")).to_have_text("Locked: __proto__, constructor, toString")
+    await expect(run.page.locator("#progress")).to_have_text("3 done")
+    assert run.tab.complaints == []
+
+
 async def test_a_tick_proves_that_another_step_is_only_too_old(watch, redis_url):
     with redis.Redis.from_url(redis_url) as worker:
         worker.hset(RUN, mapping=BUILT | INPUTS | {"timestamps:run_wepp": 70, "timestamps:build_landuse": 65})
