@@ -175,11 +175,11 @@ function wrongChannel(name) { return wrong(name, "channel", "A-Za-z0-9_.\\-", "l
 
 /** Lines are kept by channel and drawn once per animation frame, however fast they come. */
 const log = {
-  box: $("log"), channels: new Map(), shown: [], fresh: [], filter: null, following: true, paused: false,
-  seq: 0, unseen: 0, waiting: 0, hits: 0, unread: 0, gap: null, top: 0, resized: -1000, frame: 0, asked: false,
+  box: $("log"), channels: new Map(), shown: [], fresh: [], filter: null, following: true, paused: false, until: Infinity,
+  seq: 0, unseen: 0, waiting: 0, hits: 0, unread: 0, gap: null, last: null, cleared: false, top: 0, resized: -1000, frame: 0, asked: false,
 
   add(name) {
-    const channel = { name, entries: [], size: 0, total: 0, hidden: false, chip: this.chip(name), stream: null };
+    const channel = { name, entries: [], lines: 0, size: 0, total: 0, hidden: false, chip: this.chip(name), stream: null };
     this.channels.set(name, channel);
     channel.chip.onclick = () => this.toggle(channel);
     $("chips").append(channel.chip);
@@ -198,21 +198,22 @@ const log = {
   take(channel, { added, dropped }) {
     channel.total += dropped;  // came and went in a hidden tab, unseen
     for (const line of added) {
-      if (line.kind === "gap" && this.joins(channel, line)) continue;
-      const entry = { seq: ++this.seq, at: line.at, channel, text: line.text, kind: line.kind, job: line.job, hit: false, kept: true };
-      if (line.kind === "gap") this.gap = Object.assign(entry, { holes: new Set([channel.name]), last: line.at });
+      const entry = { seq: ++this.seq, at: line.at, channel, text: line.text, kind: line.kind, job: line.job, hit: 0, kept: true };
+      if (line.kind === "gap") this.gap = entry;
       channel.entries.push(entry);
       channel.size += entry.text.length;
-      if (line.kind !== "gap") channel.total++;
+      const counts = Number(entry.kind !== "gap");
+      channel.total += counts;
+      channel.lines += counts;
       exceptions.take(entry);
       if (!this.shows(entry)) continue;
-      entry.hit = true;
-      this.hits++;
-      if (document.hidden) this.unread++;
-      if (this.paused) this.waiting++;
+      entry.hit = counts;
+      this.hits += counts;
+      if (document.hidden) this.unread += counts;
+      if (this.paused) this.waiting += counts;
       else {
         this.fresh.push(entry);
-        if (!this.following) this.unseen++;
+        if (!this.following) this.unseen += counts;
       }
     }
     let excess = Math.max(0, channel.entries.length - KEPT);
@@ -225,20 +226,10 @@ const log = {
   },
   forget(entry) {
     entry.channel.size -= entry.text.length;
-    if (entry.hit) this.hits--;
+    this.hits -= entry.hit;
+    entry.channel.lines -= Number(entry.kind !== "gap");
     entry.kept = false;
   },
-  /** Nineteen channels lose one relay: that is one hole and one row. */
-  joins(channel, line) {
-    const gap = this.gap;
-    if (!gap?.kept || gap.text !== line.text || line.at - gap.last > TOGETHER || gap.holes.has(channel.name)) return false;
-    gap.holes.add(channel.name);
-    gap.last = line.at;
-    exceptions.open.delete(channel);  // what comes after a hole may belong to anything
-    if (gap.row) gap.row.lastChild.textContent = this.hole(gap);
-    return true;
-  },
-  hole(gap) { return gap.holes.size > 1 ? `${gap.text.replace(/\.$/, "")} (${gap.holes.size} channels).` : gap.text; },
   shows(entry) { return !entry.channel.hidden && (!this.filter || this.filter.test(plain(entry.text))); },
 
   /** With the next frame; then rest as long as it took: a page that only draws takes nothing from its websockets (1013). */
@@ -283,21 +274,23 @@ const log = {
   },
   /** Draw anew, after a change of what is shown: the newest ROWS of all that is kept. */
   redraw() {
-    this.hits = 0;
+    this.hits = this.waiting = this.unseen = 0;
     const found = [];
     for (const channel of this.channels.values()) {
       for (const entry of channel.entries) {
         entry.row = null;
-        entry.hit = this.shows(entry);
-        if (entry.hit) found.push(entry);
+        const shown = this.shows(entry);
+        entry.hit = Number(shown && entry.kind !== "gap");
+        this.hits += entry.hit;
+        if (entry.seq > this.until) this.waiting += entry.hit;
+        else if (shown) found.push(entry);
       }
     }
-    this.hits = found.length;
     for (const block of this.box.children) sizes.unobserve(block);
     this.box.replaceChildren();
+    this.last = null;
     this.shown = [];
     this.fresh = found.sort((one, other) => one.seq - other.seq).slice(-ROWS);
-    this.waiting = this.unseen = 0;
     this.draw();
   },
   row(entry) {
@@ -305,14 +298,27 @@ const log = {
     row.className = `row ${entry.kind === "line" ? level(entry.text) : entry.kind}`;
     row.dataset.channel = entry.channel.name;
     row.style.setProperty("--hue", hue(entry.channel.name));
-    if (entry.kind === "gap") said.textContent = this.hole(entry);
-    else this.write(said, entry);
+    this.write(said, entry);
     row.append(part("time", "", clock(entry.at)), this.from(entry), said);
     entry.row = row;
+    if (entry.kind === "gap") this.join(entry);
+    this.last = entry;
     return row;
   },
-  from({ kind, channel }) {
-    const from = part("span", "from", kind === "gap" ? "" : visible(channel.name));
+  /** Nineteen channels lose one relay: holes with no line between them are one row, that of the first. */
+  join(gap) {
+    const last = this.last?.head;
+    gap.head = last?.row && last.text === gap.text ? last : gap;
+    if (gap.head === gap) gap.holes = new Set();
+    const { holes, row, text } = gap.head;
+    holes.add(gap.channel);
+    gap.row.hidden = gap.head !== gap;
+    if (holes.size < 2) return;
+    row.children[1].textContent = "";
+    row.lastChild.textContent = `${text.replace(/\.$/, "")} (${holes.size} channels).`;
+  },
+  from({ channel }) {
+    const from = part("span", "from", visible(channel.name));
     from.title = from.textContent;
     return from;
   },
@@ -357,6 +363,7 @@ const log = {
   },
   pause(paused) {
     this.paused = paused;
+    this.until = paused ? this.seq : Infinity;
     this.waiting = 0;
     $("pause").setAttribute("aria-pressed", String(paused));
     if (paused) this.settle();
@@ -365,6 +372,7 @@ const log = {
   /** Bring a line into view, whatever hides it; false where it is no longer kept. */
   show(entry) {
     if (!entry.kept) return false;
+    if (entry.seq > this.until) this.pause(false);
     if (!entry.row) {
       $("filter").value = "";
       this.filter = null;
@@ -381,12 +389,13 @@ const log = {
     }
     this.following = false;
     for (const found of this.box.querySelectorAll(".found")) found.classList.remove("found");
-    entry.row.classList.add("found");
-    entry.row.tabIndex = -1;
-    entry.row.focus({ preventScroll: true });
+    const row = entry.head?.row ?? entry.row;
+    row.classList.add("found");
+    row.tabIndex = -1;
+    row.focus({ preventScroll: true });
     this.settle();
-    entry.row.scrollIntoView({ block: "center" });
-    requestAnimationFrame(() => entry.row?.scrollIntoView({ block: "center" }));  // what stands above it has its size now
+    row.scrollIntoView({ block: "center" });
+    requestAnimationFrame(() => row.scrollIntoView({ block: "center" }));  // what stands above it has its size now
     return true;
   },
   toEnd() {
@@ -402,15 +411,23 @@ const log = {
     $("jump").textContent = this.unseen ? `↓ ${count(this.unseen, "new line")}` : "↓ Latest";
     let kept = 0;
     for (const channel of this.channels.values()) {
-      kept += channel.entries.length;
+      kept += channel.lines;
       say(channel.chip.lastChild, channel.total.toLocaleString("en"));
     }
     say($("count"), this.filter ? `${this.hits.toLocaleString("en")} of ${count(kept, "line")} match` : kept ? count(kept, "line") : "");
     say($("pause"), this.paused ? (this.waiting ? `Resume (${this.waiting.toLocaleString("en")} waiting)` : "Resume") : "Pause");
     $("copy").disabled = $("download").disabled = $("clear").disabled = !kept;
     $("empty").hidden = this.shown.length > 0 || this.fresh.length > 0;
-    say($("empty-text"), kept ? (this.paused ? "Paused." : "No line of those that have come is among the channels and the filter chosen.")
-      : "Nothing published yet. Lines appear here as the run writes them.");
+    this.vacant(kept);
+  },
+  /** Why no line is there. That none was published nobody can know who is not connected. */
+  vacant(kept) {
+    const streams = [...this.channels.values()].map(channel => channel.stream);
+    const why = kept ? (this.paused ? "Paused." : "No line of those that have come is among the channels and the filter chosen.")
+      : !streams.some(stream => stream?.state === "live" && !stream.missing) ? "Not connected: what is published now does not come here."
+      : this.cleared ? "Cleared. New lines appear here as the run writes them."
+      : "Nothing published since this page was opened. Lines appear here as the run writes them.";
+    say($("empty-text"), why);
   },
   scrolled() {
     // A window that turns or shrinks scrolls too, and says so first; that is no reader who wants to look back.
@@ -428,9 +445,9 @@ const log = {
   clear() {
     for (const channel of this.channels.values()) {
       for (const entry of channel.entries) entry.kept = false;
-      Object.assign(channel, { entries: [], size: 0, total: 0 });
+      Object.assign(channel, { entries: [], lines: 0, size: 0, total: 0 });
     }
-    Object.assign(this, { following: true, unread: 0, gap: null });
+    Object.assign(this, { following: true, unread: 0, gap: null, cleared: true });
     this.redraw();
   },
   end() {
@@ -439,17 +456,17 @@ const log = {
     this.channels.clear();
     $("chips").replaceChildren();
     $("filter").value = "";
-    this.filter = null;
+    Object.assign(this, { filter: null, cleared: false });
     this.pause(false);
   },
   async copy() {
-    const lines = [...this.shown, ...this.fresh].map(entry => `${clock(entry.at)} ${entry.channel.name} ${said(entry)}`);
+    const lines = [...this.shown, ...this.fresh].map(entry => `${clock(entry.at)} ${entry.channel.name} ${entry.text}`);
     const copied = await clip(`${lines.join("\n")}\n`);
     flash($("copy"), copied ? "Copied" : "Not allowed", copied ? `${count(lines.length, "line")} copied` : "The browser does not let this page copy");
   },
   download() {
     const all = [...this.channels.values()].flatMap(channel => channel.entries).sort((one, other) => one.seq - other.seq);
-    const lines = all.map(entry => `${new Date(entry.at).toISOString()}\t${entry.channel.name}\t${said(entry)}\n`);
+    const lines = all.map(entry => `${new Date(entry.at).toISOString()}\t${entry.channel.name}\t${entry.text}\n`);
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob(lines, { type: "text/plain;charset=utf-8" }));
     link.download = `${current.run.replaceAll(";", "_")}-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.log`;
@@ -461,8 +478,6 @@ const log = {
 
 /** The end stays in view when a block takes its size, or the log itself another one. */
 const sizes = new ResizeObserver(() => log.toEnd());
-
-function said(entry) { return entry.holes ? log.hole(entry) : entry.text; }
 
 /** A text as it is read, for the filter: without the sequences that colour it. */
 function plain(text) { return text.includes("\x1b") ? visible(text) : text; }
@@ -831,6 +846,7 @@ function connections() {
   badge("preflight-badge", "Checklist", [current.list], "change");
   $("checks").classList.toggle("stale", current.list.state !== "live" || current.list.missing);
   for (const { chip, stream } of log.channels.values()) chip.dataset.state = stream.state;
+  if (!$("empty").hidden) log.settle();
   notice();
   title();
 }

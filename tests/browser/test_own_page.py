@@ -280,6 +280,27 @@ async def test_a_pause_collects(watch):
     await expect(pause).to_have_text("Pause")
 
 
+async def test_a_pause_lasts_while_other_lines_are_chosen(watch):
+    run = await watch()
+    run.publish("wepp", "before")
+    await expect(run.rows).to_have_count(1)
+    pause = run.page.locator("#pause")
+    await pause.click()
+    run.publish("wepp", *(f"later {n}" for n in range(5)), f"{JOB} EXCEPTION f(x)")
+    run.publish("soils", "later too")
+    await expect(pause).to_have_text("Resume (7 waiting)")
+    await run.page.locator(".chip[data-channel=soils]").click()
+    await expect(pause).to_have_text("Resume (6 waiting)")
+    await expect(run.rows).to_have_count(1)
+    await run.page.locator("#filter").fill("later")
+    await expect(pause).to_have_text("Resume (5 waiting)")
+    await expect(run.rows).to_have_count(0)
+    await run.page.get_by_role("button", name="Show line").click()
+    await expect(run.page.locator(".row.found .said")).to_have_text(f"{JOB} EXCEPTION f(x)")
+    await expect(pause).to_have_text("Pause")
+    assert run.tab.complaints == []
+
+
 async def test_lines_are_copied_and_kept_in_a_file(watch):
     run = await watch()
     await run.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -309,6 +330,7 @@ async def test_lines_are_copied_and_kept_in_a_file(watch):
     assert re.sub(r"^\S+Z", "T", text, flags=re.M) == "T\twepp\tone\nT\twepp\ttwo\nlines\nT\tsoils\tclay\n"
     await run.page.locator("#clear").click()
     await expect(run.rows).to_have_count(0)
+    await expect(run.page.locator("#empty")).to_contain_text("Cleared. New lines appear here")
     await expect(run.page.locator("#copy")).to_be_disabled()
     assert run.tab.complaints == []
 
@@ -433,7 +455,7 @@ async def test_it_comes_back_after_a_restart_of_the_relay(relay, watch):
     await expect(run.page.locator("#notice")).to_contain_text("The log is whole again since")
     run.publish("wepp", "after")
     await expect(run.page.locator(".said").last).to_have_text("after")
-    first, *gaps, _last = await run.page.locator(".said").all_text_contents()
+    first, *gaps, _last = await run.page.locator(".row:not([hidden]) .said").all_text_contents()
     assert (first, gaps[0]) == ("before", "Lines may be missing here: the connection was lost (2 channels).")
     assert len(gaps) <= 2  # a channel that came back before the relay had its Redis says that too
     await expect(run.page.locator("#checks")).to_have_class("checks")
@@ -450,14 +472,18 @@ async def test_what_a_redis_outage_hid_is_said(relay, redis_server, watch):
     redis_server.kill()
     await expect(run.page.locator("#status-badge")).to_contain_text("Log connected, lines may be missing")
     await expect(run.page.locator("#checks")).to_have_class("checks stale")
-    await expect(run.page.locator(".row.gap")).to_have_count(1)
+    await expect(run.page.locator(".row.gap:visible")).to_have_count(1)
     redis_server.start("--notify-keyspace-events", "Kghx")
     await expect(run.page.locator("#status-badge [role=status]")).to_have_text("Log connected")
     await expect(run.page.locator("#checks")).to_have_class("checks")
     await expect(run.page.locator("#notice")).to_contain_text("Lines may be missing: 1 gap.")
     run.publish("wepp", "after")
     gap = "Lines may be missing here: the relay lost Redis (2 channels)."
-    await expect(run.page.locator(".said")).to_have_text(["before", gap, "after"])
+    shown = run.page.locator(".row:not([hidden]) .said")
+    await expect(shown).to_have_text(["before", gap, "after"])
+    # Each channel has its own hole, whichever of the others are shown.
+    await run.page.locator(".chip[data-channel=wepp]").click()
+    await expect(shown).to_have_text(["Lines may be missing here: the relay lost Redis."])
     assert run.tab.complaints == []
 
 
@@ -466,6 +492,12 @@ async def test_a_line_too_large_is_counted(watch):
     run.publish("wepp", "x" * (1 << 20) + "y" * 100, "next")
     await expect(run.page.locator("#notice")).to_contain_text("1 line larger than the relay forwards was left out.")
     await expect(run.page.locator(".said").last).to_have_text("next")
+    run.publish("soils", "x" * (1 << 20) + "y" * 100, "next of soils")
+    # The second hole is where it is, behind a line, and no hole is a line.
+    hole = "Lines may be missing here: a message was too large."
+    await expect(run.page.locator(".row:not([hidden]) .said")).to_have_text([hole, "next", hole, "next of soils"])
+    await expect(run.page.locator(".row:not([hidden]) .from")).to_have_text(["wepp", "wepp", "soils", "soils"])
+    await expect(run.page.locator("#count")).to_have_text("2 lines")
 
 
 async def test_hostile_lines_are_shown_and_do_nothing(watch):
