@@ -483,7 +483,7 @@ const sizes = new ResizeObserver(() => log.toEnd());
 function plain(text) { return text.includes("\x1b") ? visible(text) : text; }
 
 function level(text) {
-  const [, word] = /\b(CRITICAL|FATAL|ERROR|WARNING|WARN|DEBUG|Traceback \(most recent)\b/.exec(text.slice(0, 160)) ?? [];
+  const [, word] = /\b(CRITICAL|FATAL|ERROR|WARNING|WARN|DEBUG|Traceback \(most recent)\b/.exec(plain(text.slice(0, 160))) ?? [];
   return !word ? "" : word.startsWith("WARN") ? "warning" : word === "DEBUG" ? "debug" : "error";
 }
 
@@ -519,16 +519,23 @@ function flash(element, text, sentence) {
 
 // --- exceptions --------------------------------------------------------------------------------------------------
 
+/** What a job was to do, by a line of it. */
+function call({ text }) { return /^rq:\S+ +[A-Z]+\s*(.*)/.exec(text)?.[1] ?? ""; }
+
 /** Jobs that failed: the line that says so, and what its channel says after it until another job speaks. */
 const exceptions = {
-  list: [], open: new Map(), dirty: false,
+  list: [], open: new Map(), dirty: false, more: 0,
 
   take(entry) {
+    if (entry.kind === "completed") for (const item of this.list) item.mended ||= call(item.entry) === call(entry);
     let item = this.open.get(entry.channel);
     if (entry.kind === "exception") {
-      item = { entry, lines: [], last: entry.at, element: null, pre: part("pre", "") };
+      item = { entry, lines: [], last: entry.at, element: null, pre: part("pre", ""), mended: false };
       this.list.unshift(item);
-      for (const old of this.list.splice(TRACE.kept)) old.element?.remove();
+      for (const old of this.list.splice(TRACE.kept)) {
+        old.element?.remove();
+        this.more++;
+      }
       this.open.set(entry.channel, item);
     } else if (!item) return;
     else if (item.lines.length >= TRACE.lines || !this.belongs(entry, item)) return void this.open.delete(entry.channel);
@@ -549,13 +556,13 @@ const exceptions = {
       item.dirty = false;
     }
     $("exceptions").hidden = !this.list.length;
-    say($("exceptions-title").firstChild, count(this.list.length, "job failed", "jobs failed"));
+    if (!this.list.length) this.more = 0;
+    say($("exceptions-title").firstChild, `${count(this.list.length + this.more, "job failed", "jobs failed")}${this.more ? `, the last ${this.list.length} of them here` : ""}`);
     title();
   },
   build(item) {
     const { entry, pre } = item, what = part("div", "what");
-    const head = /^rq:\S+ +EXCEPTION\s*(.*)/.exec(entry.text)?.[1] ?? "";
-    const name = part("b", "", visible(head.slice(0, 200)) || "EXCEPTION");
+    const name = part("b", "", visible(call(entry).slice(0, 200)) || "EXCEPTION");
     const show = button("Show line", () => {
       if (!log.show(entry)) Object.assign(show, { disabled: true, textContent: "Line no longer kept" });
     });
@@ -588,14 +595,14 @@ const exceptions = {
  * at which this page saw a change, and what was there before it looked has none.
  */
 const checks = {
-  items: new Map(), since: 0, known: 0, worked: 0,
+  items: new Map(), since: 0, known: 0, worked: null, workedAt: 0,
 
   build() {
     this.items.clear();
-    Object.assign(this, { since: 0, worked: 0 });
+    Object.assign(this, { since: 0, worked: null });
     $("checks").replaceChildren(...GROUPS.map(([title, items]) => this.group(title, items)));
     for (const id of ["locks", "seen"]) $(id).hidden = true;
-    say($("progress"), "");
+    say($("progress"), "not known yet");
   },
   group(title, items) {
     const group = document.createElement("div"), list = document.createElement("ul");
@@ -607,7 +614,7 @@ const checks = {
     const element = document.createElement("li"), word = part("span", "word"), why = part("span", "why");
     element.dataset.item = name;
     element.dataset.state = "open";
-    const mark = svg("svg", { viewBox: "0 0 20 20", "aria-hidden": "true" });
+    const mark = svg("svg", { viewBox: "0 0 20 20", role: "img", "aria-label": "open" });
     mark.append(svg("circle", { cx: 10, cy: 10, r: 8 }), svg("path", { d: "M6.2 10.3l2.6 2.6 5-5.4" }));
     element.append(mark, part("span", "", visible(label)), word, why);
     this.items.set(name, { name, label: visible(label), element, word, why, done: false, doneAt: 0, fell: null, changedAt: 0, run: null, last: null, spent: 0, whole: true });
@@ -626,7 +633,8 @@ const checks = {
     }
     for (const item of this.items.values()) if (item.fell) item.fell.causes ??= this.causes(item);
     $("locks").hidden = !others.length;
-    say($("locks"), `Locked: ${others.map(visible).join(", ")}`);
+    const named = others.slice(0, 8).map(name => visible(name.length > 40 ? `${name.slice(0, 40)}…` : name));
+    say($("locks"), `Locked: ${named.join(", ")}${others.length > 8 ? ` and ${others.length - 8} more` : ""}`);
     $("seen").hidden = ![...this.items.values()].some(item => item.doneAt || item.run);
     this.tick();
     timeline.ask();
@@ -659,7 +667,7 @@ const checks = {
       item.spent += now - item.run.from;
       item.whole &&= item.run.exact;
       item.run = null;
-      this.worked = now;
+      Object.assign(this, { worked: item, workedAt: now });
     } else {
       item.run = { from: now, exact: !first };
     }
@@ -698,7 +706,10 @@ const checks = {
       const state = this.state(item);
       done += item.done;
       running += state === "running";
-      if (item.element.dataset.state !== state) item.element.dataset.state = state;
+      if (item.element.dataset.state !== state) {
+        item.element.dataset.state = state;
+        item.element.firstChild.setAttribute("aria-label", state);
+      }
       say(item.word, this.word(item, state, now));
       say(item.why, state === "stale" ? this.stale(item) : state === "open" && item.last && item.last.to > (item.fell?.at ?? 0) ? `ran ${lasting(item.last.to - item.last.from)}, not done` : "");
       const about = item.doneAt ? `Seen done at ${clock(item.doneAt)}` : item.done ? `Done before ${clock(this.since)}, when this page began to look` : "";
@@ -797,17 +808,22 @@ const timeline = {
 
 const current = { run: "", list: null, holes: 0, large: 0, seenHoles: 0, seenLarge: 0 };
 
-const STATES = { live: "connected", connecting: "connecting", stale: "stale", waiting: "reconnecting", refused: "refused", stopped: "stopped" };
+const STATES = { none: "without a channel", live: "connected", connecting: "connecting", stale: "stale", waiting: "reconnecting", refused: "refused", stopped: "stopped" };
 
-function badge(id, label, streams, messages) {
+/** Not there, or trying to be again: only the first try of all is no loss. */
+function lost({ state, attempt, missing }) {
+  return ["stale", "waiting", "refused"].includes(state) || (state === "connecting" && (attempt > 0 || missing));
+}
+
+function badge(id, label, streams, messages, doubt) {
   const element = $(id), now = Date.now();
   const states = streams.map(stream => stream.state === "stopped" ? "connecting" : stream.state);
-  const state = ["stale", "waiting", "connecting", "refused"].find(name => states.includes(name)) ?? "live";
+  const state = streams.length ? ["stale", "waiting", "connecting", "refused"].find(name => states.includes(name)) ?? "live" : "none";
   const live = states.filter(name => name === "live").length, missing = streams.some(stream => stream.missing);
   element.dataset.state = state;
   element.toggleAttribute("data-missing", missing);
   const partly = live && live < streams.length && state !== "live" ? ` (${live} of ${streams.length} connected)` : "";
-  say(element.firstChild, `${label} ${STATES[state]}${partly}${missing && state === "live" ? ", lines may be missing" : ""}`);
+  say(element.firstChild, `${label} ${STATES[state]}${partly}${missing && state === "live" ? `, ${doubt}` : ""}`);
   const retry = Math.min(...streams.filter(stream => stream.retryAt > now).map(stream => stream.retryAt));
   const last = Math.max(0, ...streams.map(stream => stream.lastMessageAt));
   const wait = retry < Infinity ? `back in ${Math.ceil((retry - now) / 1000)} s` : "";
@@ -821,29 +837,38 @@ function notice() {
   const words = [];
   const reason = [...refused, current.list].find(stream => stream?.state === "refused")?.closeReason;
   if (reason !== undefined) words.push(`The relay refuses ${refused.length === streams.length || !refused.length ? "this run" : refused.map(stream => visible(stream.channel)).join(", ")}: ${visible(reason || "no reason given")}.`);
-  const strange = [...streams, current.list].every(stream => !stream.lastFrameAt) && streams.find(stream => stream.closeReason);
-  if (strange) words.push(`Not connected: ${visible(strange.closeReason)}.${address.query().has("token") ? "" : " Where it asks for a token, open this page with ?token=."}`);
-  if (holes) words.push(streams.some(stream => stream.missing) ? "Lines may be missing from here on, until the log is whole again." : `Lines may be missing: ${count(holes, "gap")}. The log is whole again since.`);
+  const strangers = [...streams, current.list].filter(stream => !stream.lastFrameAt && stream.closeReason && stream.state !== "refused");
+  if (strangers.length) words.push(`${strange(strangers, streams)}: ${visible(strangers[0].closeReason)}.${address.query().has("token") ? "" : " Where it asks for a token, open this page with ?token=."}`);
+  if (holes && refused.length) words.push("Lines are missing since.");
+  else if (holes) words.push(streams.some(stream => stream.missing) ? "Lines may be missing from here on, until the log is whole again." : `Lines may be missing: ${count(holes, "gap")}. The log is whole again since.`);
   if (large) words.push(`${count(large, "line")} larger than the relay forwards ${large === 1 ? "was" : "were"} left out.`);
   $("notice").hidden = !words.length;
   $("show-gap").hidden = $("seen-gap").hidden = !(holes || large);
   say($("notice").firstChild, words.join(" "));
 }
 
+/** Who of all has never been connected. */
+function strange(strangers, streams) {
+  const channels = strangers.filter(stream => stream !== current.list), list = strangers.includes(current.list);
+  if (channels.length === streams.length) return `Not connected${list ? "" : " to the log"}`;
+  const names = channels.slice(0, 5).map(stream => visible(stream.channel));
+  if (channels.length > 5) names.push("others");
+  return `Not connected to ${[...names, ...(list ? ["the checklist"] : [])].join(", ")}`;
+}
+
 function title() {
   const name = current.run ? visible(current.run) : "";
   const streams = current.list ? [current.list, ...[...log.channels.values()].map(channel => channel.stream)] : [];
-  const lost = streams.some(stream => ["stale", "waiting", "refused"].includes(stream.state));
-  const over = checks.worked && !checks.busy() && Date.now() - checks.worked > 3000;
-  const mark = lost ? "✗ no connection:" : exceptions.list.length ? "✗ failed:" : over ? "✓ done" : log.unread ? `● ${log.unread}` : "●";
+  const over = checks.worked?.done && !checks.busy() && Date.now() - checks.workedAt > 3000;
+  const mark = streams.some(lost) ? "✗ no connection:" : exceptions.list.some(item => !item.mended) ? "✗ failed:" : over ? "✓ done" : log.unread ? `● ${log.unread}` : "●";
   const text = name ? `${mark} ${name} · WEPPcloud run` : "WEPPcloud run";
   if (document.title !== text) document.title = text;
 }
 
 function connections() {
   if (!current.list) return;
-  badge("status-badge", "Log", [...log.channels.values()].map(channel => channel.stream), "line");
-  badge("preflight-badge", "Checklist", [current.list], "change");
+  badge("status-badge", "Log", [...log.channels.values()].map(channel => channel.stream), "line", "lines may be missing");
+  badge("preflight-badge", "Checklist", [current.list], "change", "may be out of date");
   $("checks").classList.toggle("stale", current.list.state !== "live" || current.list.missing);
   for (const { chip, stream } of log.channels.values()) chip.dataset.state = stream.state;
   if (!$("empty").hidden) log.settle();
@@ -920,7 +945,9 @@ function watch() {
   $("empty-run").textContent = run;
   current.list = new ChecklistStream({ run, token: address.query().get("token") ?? "", autostart: false });
   const list = current.list;
-  list.addEventListener("snapshot", ({ detail }) => { if (list === current.list && detail) checks.show(detail); });
+  // While Redis is away the first state is a guess of the relay's: nothing is known until it is ready.
+  const show = () => { if (list === current.list && list.snapshot && (checks.since || !list.missing)) checks.show(list.snapshot); };
+  for (const event of ["snapshot", "ready"]) list.addEventListener(event, show);
   for (const event of ["state", "gap", "ready"]) list.addEventListener(event, askConnections);
   list.start();
   const named = address.channels().map(name => [name, wrongChannel(name)]);
@@ -933,7 +960,7 @@ function watch() {
 /** To the page of a run, as a step that the back button takes back. */
 function go(run) {
   if (run !== address.run()) history.pushState(null, "", address.of(run));
-  watch();
+  if (run !== current.run) watch();
   $("log").focus({ preventScroll: true });
 }
 
@@ -941,6 +968,7 @@ function go(run) {
 function complain(field, id, problem) {
   $(id).hidden = !problem;
   say($(id), problem);
+  if (problem) $(id).scrollIntoView({ block: "nearest" });
   $(field).setAttribute("aria-invalid", String(!!problem));
 }
 

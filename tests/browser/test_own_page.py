@@ -352,9 +352,10 @@ async def test_the_title_of_a_tab_in_the_background_counts_lines(watch):
 async def test_levels_and_colours_are_shown(watch):
     run = await watch()
     run.publish("wepp", "ERROR: a", "2026 WARNING b", "0 errors", "\x1b[1;31mred\x1b[0m", f"{JOB} STARTED f(x)")
-    await expect(run.rows).to_have_count(5)
+    run.publish("wepp", "\x1b[31mERROR\x1b[0m c")
+    await expect(run.rows).to_have_count(6)
     assert [await row.get_attribute("class") for row in await run.rows.all()] == [
-        *("row error", "row warning", "row ", "row ", "row started"),
+        *("row error", "row warning", "row ", "row ", "row started", "row error"),
     ]
     red = run.page.locator(".said > .ansi-bold")
     await expect(red).to_have_text("red")
@@ -381,6 +382,11 @@ async def test_exceptions_are_collected_and_lead_to_their_lines(watch):
     await expect(panel.locator("h3")).to_have_text("2 jobs failed")
     await panel.get_by_role("button", name="Dismiss: g()").press("Enter")
     await expect(panel.locator("h3")).to_have_text("1 job failed")
+    # The same done again and well is no failure any more, whatever else is still to be read of it.
+    run.publish("wepp", "rq:other COMPLETED run_wepp_rq(some-run)")
+    await expect(run.page).to_have_title(re.compile("^● "))
+    run.publish("wepp", *(f"rq:{n} EXCEPTION f({n})" for n in range(21)))
+    await expect(panel.locator("h3")).to_have_text("22 jobs failed, the last 20 of them here")
     await panel.get_by_role("button", name="Dismiss all").press("Enter")
     await expect(panel).to_be_hidden()
     await expect(run.log).to_be_focused()
@@ -418,8 +424,12 @@ async def test_a_lock_may_have_any_name(watch):
     run = await watch()
     # Names that every object of JavaScript has.
     run.write({"locked:constructor": "true", "locked:__proto__": "true", "locked:toString.nodb": "true"} | BUILT)
-    await expect(run.page.locator("#locks")).to_have_text("Locked: __proto__, constructor, toString")
     await expect(run.page.locator("#progress")).to_have_text("3 done")
+    await expect(run.page.locator("#locks")).to_have_text("Locked: __proto__, constructor, toString")
+    run.write({f"locked:{'x' * 3000}": "true"} | {f"locked:a{n}": "true" for n in range(10)})
+    await expect(run.page.locator("#locks")).to_have_text(re.compile("^Locked: __proto__, a0, .* and 6 more$"))
+    run.write({f"locked:a{n}": "false" for n in range(10)})
+    await expect(run.page.locator("#locks")).to_have_text(re.compile("constructor, toString, x{40}…$"))
     assert run.tab.complaints == []
 
 
@@ -433,6 +443,55 @@ async def test_a_tick_proves_that_another_step_is_only_too_old(watch, redis_url)
         "older than Subcatchments, Land use or Rangeland cover"
     )
     await expect(run.item("rhem")).to_have_attribute("data-state", "open")
+
+
+async def test_what_was_let_go_and_is_not_done_is_not_called_done(watch):
+    run = await watch()
+    run.write({"locked:landuse.nodb": "true"})
+    await expect(run.item("landuse")).to_have_attribute("data-state", "running")
+    run.write({"locked:landuse.nodb": "false"})
+    await expect(run.item("landuse")).to_have_attribute("data-state", "open")
+    await run.page.evaluate("(now => { Date.now = () => now() + 5000; })(Date.now.bind(Date))")
+    await expect(run.page.locator("#preflight-badge .age")).to_have_text(re.compile("[5-9] s ago"))
+    await expect(run.page).to_have_title(re.compile(f"^● {RUN} "))
+
+
+async def test_while_nobody_answers_there_is_no_connection(relay, watch):
+    process = relay(env={"RELAY_DRAIN": "100ms"})
+    run = await watch(process=process)
+    assert await asyncio.to_thread(process.stop) == 0
+    mute = [await asyncio.start_server(lambda *_: None, "127.0.0.1", port) for port in process.ports.values()]
+    await expect(run.page.locator("#status-badge")).to_have_attribute("data-state", "connecting", timeout=15_000)
+    await expect(run.page.locator("#preflight-badge")).to_have_attribute("data-state", "connecting", timeout=15_000)
+    assert (await run.page.title()).startswith("✗ no connection: ")
+    for server in mute:
+        server.close()
+
+
+async def test_a_service_that_lets_nobody_in_is_named(relay, new_tab):
+    process = relay(env={"RELAY_STATUS_PUBLIC_URL": "ws://127.0.0.1:1"})
+    page = (await new_tab()).page
+    await page.goto(f"http://127.0.0.1:{process.ports['preflight']}/run/{RUN}{FEW}")
+    await expect(page.locator("#preflight-badge")).to_have_attribute("data-state", "live")
+    await expect(page.locator("#notice")).to_contain_text("Not connected to the log: no answer, or the relay does not")
+    await expect(page.locator("#empty")).to_contain_text("Not connected: what is published now does not come here.")
+
+
+async def test_without_a_channel_no_log_is_called_connected(standing, new_tab):
+    page = (await new_tab()).page
+    await page.goto(f"http://127.0.0.1:{standing.ports['status']}/run/{RUN}?channels=%3Cb%3E")
+    await expect(page.locator("#preflight-badge")).to_have_attribute("data-state", "live")
+    await expect(page.locator("#status-badge")).to_have_text("Log without a channel")
+    await expect(page.locator("#status-badge")).to_have_attribute("data-state", "none")
+
+
+async def test_to_watch_the_same_run_again_changes_nothing(watch):
+    run = await watch()
+    run.publish("wepp", "a line")
+    await expect(run.rows).to_have_count(1)
+    await run.page.locator("#run").press("Enter")
+    await expect(run.log).to_be_focused()
+    await expect(run.rows).to_have_count(1)
 
 
 async def test_it_comes_back_after_a_restart_of_the_relay(relay, watch):
@@ -471,6 +530,10 @@ async def test_what_a_redis_outage_hid_is_said(relay, redis_server, watch):
     await expect(run.rows).to_have_count(1)
     redis_server.kill()
     await expect(run.page.locator("#status-badge")).to_contain_text("Log connected, lines may be missing")
+    await expect(run.page.locator("#preflight-badge")).to_contain_text("Checklist connected, may be out of date")
+    late = await watch(process=run.relay, url=redis_server.url)
+    await expect(late.page.locator("#progress")).to_have_text("not known yet")
+    await expect(late.page.locator("#empty")).to_contain_text("Not connected: what is published now does not")
     await expect(run.page.locator("#checks")).to_have_class("checks stale")
     await expect(run.page.locator(".row.gap:visible")).to_have_count(1)
     redis_server.start("--notify-keyspace-events", "Kghx")
@@ -566,7 +629,7 @@ async def test_nothing_scrolls_sideways(watch):
     await expect(run.rows).to_have_count(3)
     wide = """[...document.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1
         && !e.closest(".unseen")).map(e => e.id || e.className)"""
-    for width in (1280, 768, 360):
+    for width in (1280, 768, 360, 320):
         await run.page.set_viewport_size({"width": width, "height": 740})
         assert await run.page.evaluate(wide) == [], f"wider than {width}"
         assert await run.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
