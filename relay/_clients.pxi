@@ -301,7 +301,7 @@ cdef class Clients:
             relay_watch(self.ep, EPOLL_CTL_MOD, slot.fd, EPOLLIN | EPOLLOUT, self.handle(index))
         elif service.newest_only and not burst.opaque:
             before = slot.backlog.count
-            backlog_keep_started(slot.backlog, 0 if burst.min_version else 2)
+            backlog_keep_started(slot.backlog, burst.min_version)
             service.replaced += before - slot.backlog.count
         backlog_push(slot.backlog, burst, sent, self.now)
         if large and sent == 0 and slot.backlog.large is NULL:

@@ -2,6 +2,9 @@
 
 cdef const char *STILL_HERE = b":\n\n"
 
+cdef enum:
+    MOST_LEAD = 48          # bytes around a message of the relay's own, of either kind
+
 
 cdef bytes event_lead(bytes json):
     """What stands ahead of a frame's JSON in the event that carries it, whose name is the frame's type: `{"type":"status"`.

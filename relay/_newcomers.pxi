@@ -4,8 +4,8 @@
 cdef class Newcomers(Sockets):
     """Clients that come to topics."""
 
-    def attach(self, uint64_t client, topic, bytes first=b"", bytes notice=b"") -> bool:
-        """Sends a parked client its 101, `first` and `notice` in one write, and puts it in the topic.
+    def attach(self, uint64_t client, topic, bytes first=b"", bytes notice=b"", bytes ahead=b"") -> bool:
+        """Sends a parked client its 101, `ahead`, `first` and `notice` in one write, and puts it in the topic.
 
         What is already in the topic's open burst was published before it joined: it does not get that.
 
@@ -14,6 +14,7 @@ cdef class Newcomers(Sockets):
             topic: bytes, or None for none.
             first: a text message in UTF-8 for this client alone; empty: none.
             notice: one more, where it asked for protocol version 2.
+            ahead: and one, where it asked for version 3.
 
         Returns:
             Whether the client was still there.
@@ -26,12 +27,16 @@ cdef class Newcomers(Sockets):
             return False
         index = self.index_of(slot)
         service = self.services[slot.service]
+        if slot.version < 3:
+            ahead = b""
         if slot.version < 2:
             notice = b""
-        burst = burst_new(slot.inbound.answer_size + PyBytes_GET_SIZE(first) + PyBytes_GET_SIZE(notice) + 96)
+        burst = burst_new(slot.inbound.answer_size + PyBytes_GET_SIZE(ahead) + PyBytes_GET_SIZE(first) +
+                          PyBytes_GET_SIZE(notice) + 3 * MOST_LEAD)
         try:
             memcpy(burst.data, slot.inbound.answer, slot.inbound.answer_size)
             burst.size = slot.inbound.answer_size
+            service.frames += burst_add_text(burst, slot.kind, ahead)
             service.frames += burst_add_text(burst, slot.kind, first) + burst_add_text(burst, slot.kind, notice)
             service.bytes += burst.size - slot.inbound.answer_size
             self.inbound_bytes -= slot.inbound.answer_size

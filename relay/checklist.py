@@ -127,6 +127,96 @@ def snapshot(fields: Mapping[bytes, bytes]) -> dict[str, object]:
     return frame
 
 
+# What does a step: the tasks whose newest timestamp says when. Of `wepp` that is the rule's own choice.
+_TASKS: dict[str, tuple[str, ...]] = {
+    "sbs_map": ("init_sbs_map",),
+    "channels": ("build_channels",),
+    "outlet": ("set_outlet", "find_outlet"),
+    "subcatchments": ("abstract_watershed",),
+    "landuse": ("build_landuse",),
+    "rangeland_cover": ("build_rangeland_cover",),
+    "soils": ("build_soils",),
+    "climate": ("build_climate",),
+    "rap_ts": ("build_rap_ts",),
+    "openet_ts": ("build_openet_ts",),
+    "wepp": ("run_wepp_watershed", "run_wepp", "build_rusle"),
+    "observed": ("run_observed",),
+    "debris": ("run_debris",),
+    "watar": ("run_watar",),
+    "rhem": ("run_rhem",),
+    "omni_scenarios": ("run_omni_scenarios",),
+    "omni_contrasts": ("run_omni_contrasts",),
+    "dss_export": ("dss_export",),
+    "run_path_ce": ("run_path_ce",),
+    "roads": ("run_roads",),
+    "rusle": ("build_rusle",),
+    "geneva": ("run_geneva",),
+}
+_INPUTS = ("landuse", "soils", "climate")
+# Which steps a rule wants it to be newer than.
+_AFTER: dict[str, tuple[str, ...]] = {
+    "outlet": ("channels",),
+    "subcatchments": ("channels",),
+    "landuse": ("subcatchments",),
+    "soils": ("subcatchments", "landuse"),
+    "climate": ("subcatchments",),
+    "rap_ts": ("climate",),
+    "openet_ts": ("climate",),
+    "wepp": _INPUTS,
+    "observed": (*_INPUTS, "wepp"),
+    "debris": (*_INPUTS, "wepp"),
+    "watar": (*_INPUTS, "wepp"),
+    "omni_scenarios": ("wepp",),
+    "omni_contrasts": ("omni_scenarios", "wepp"),
+    "dss_export": ("watar", "wepp"),
+    "run_path_ce": ("wepp",),
+    "roads": ("wepp",),
+    "rusle": ("climate", "wepp"),
+    "geneva": (*_INPUTS, "sbs_map"),
+}
+
+
+def times(fields: Mapping[bytes, bytes]) -> bytes:
+    """When the steps of a run were done, and why a tick is off again: compact JSON, for protocol version 3.
+
+    Args:
+        fields: as for `snapshot`.
+
+    Returns:
+        `type`, `done` and `started` (key -> unix seconds) where a worker has written an integer, and `stale`: for each
+        step that was done and is not ticked the steps that are newer than it. It may be none of them, where a timestamp
+        is gone.
+    """
+    run = _Run(fields)
+    done, started = {}, {}
+    for key, tasks in _TASKS.items():
+        if (at := _done(run, key, tasks)) == at:
+            done[key] = at
+        begun = _newest(*(_started(fields, task) for task in tasks))
+        if begun == begun:
+            started[key] = begun
+    against = done | {"wepp": run.wepp}
+    stale = {
+        key: [other for other in _AFTER.get(key, ()) if against.get(other, _NAN) >= at]
+        for key, at in done.items()
+        if not _RULES[key](run)
+    }
+    return _encode({"type": "times", "done": done, "started": started, "stale": stale}).encode()
+
+
+def _done(run: _Run, key: str, tasks: tuple[str, ...]) -> float:
+    if key == "wepp":
+        return run.wepp if run.ran else run["build_rusle"]
+    if key == "sbs_map" and not run.has_sbs:  # taken out again
+        return _NAN
+    return _newest(*(run[task] for task in tasks))
+
+
+def _started(fields: Mapping[bytes, bytes], task: str) -> float:
+    began = _integer(fields.get(b"started:" + task.encode(), b""))
+    return _NAN if began is None else began
+
+
 def frame(fields: Mapping[bytes, bytes]) -> bytes:
     """`snapshot(fields)` as compact JSON in UTF-8: what is sent."""
     return _encode(snapshot(fields)).encode()

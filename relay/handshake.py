@@ -29,6 +29,7 @@ MAX_PARTS = 5  # of a nested run id, such as batch;;<name>;;<run>
 RUN = r"[A-Za-z0-9_.;-]+"
 CHANNEL = r"[A-Za-z0-9_.-]+"
 
+VERSIONS = {"2": 2, "3": 3}
 KINDS = {"text/event-stream": "stream", "application/json": "json"}
 RETRY = (500, 3000)  # ms after which an event stream comes back: thousands that lost one relay must not all at once
 
@@ -291,8 +292,9 @@ def _upgrade(judge: ServerProtocol, request, method: str) -> bytes | None:  # ty
 
 
 def _version(query: str) -> int:
-    """`?v=2` asks for the frames that old clients do not know; other parameters are ignored."""
-    return 2 if "v=" in query and parse_qs(query).get("v") == ["2"] else 0
+    """`?v=2` and `?v=3` ask for the frames that old clients do not know; other parameters are ignored."""
+    given = parse_qs(query).get("v", []) if "v=" in query else []
+    return VERSIONS.get(given[0], 0) if len(given) == 1 else 0
 
 
 @lru_cache(maxsize=4096)

@@ -32,13 +32,15 @@ KEPT = 1000  # snapshots of runs that nobody watches, for who joins while Redis 
 class _Run:
     """A watched run.
 
-    `snapshot` is the frame that all its clients hold; `reading` that an HGETALL is in flight; `dirty` that one more
-    must follow; `due` the timer of a read that waits for its time; `read_at` when the last one was issued, `covered`
-    that its key events were subscribed by then; `current` that such a read has been answered, and nothing broke since;
-    `shown_at` when the last one that was answered had been issued.
+    `snapshot` is the frame that all its clients hold, `times` the one that those of protocol version 3 hold besides;
+    `reading` that an HGETALL is in flight; `dirty` that one more must follow; `due` the timer of a read that waits for
+    its time; `read_at` when the last one was issued, `covered` that its key events were subscribed by then; `current`
+    that such a read has been answered, and nothing broke since; `shown_at` when the last one that was answered had been
+    issued.
     """
 
     snapshot: bytes = b""
+    times: bytes = b""
     reading: bool = False
     dirty: bool = False
     due: asyncio.TimerHandle | None = None
@@ -99,7 +101,7 @@ class Preflight:
         self.refused = ""  # why Redis does not let this user read runs, where it does not
         self.events = ""  # what is known of Redis' key events: on, off or unknown
         self._runs: OrderedDict[bytes, _Run] = OrderedDict()
-        self._kept: OrderedDict[bytes, bytes] = OrderedDict()
+        self._kept: OrderedDict[bytes, tuple[bytes, bytes]] = OrderedDict()
         self._to_recheck = 0.0
 
     # ---- from the clients ----
@@ -114,7 +116,7 @@ class Preflight:
         if not state.snapshot and not up:
             self._recall(run, state)
         notice = READY if state.current else b"" if up else gap("link", time.time())
-        self.core.attach(client, run, state.snapshot, notice)
+        self.core.attach(client, run, state.snapshot, notice, state.times)
         if not self.core.watched(self.index, run):
             self.idle(run)  # it was gone before it came
 
@@ -141,9 +143,11 @@ class Preflight:
 
     def _recall(self, run: bytes, state: _Run) -> None:
         """Redis is away: the last snapshot this process holds, also for those who joined before that was known."""
-        state.snapshot = self._kept.get(run, b"")
-        if state.snapshot and self.core.publish(self.index, run, state.snapshot):
-            self.deliver()
+        state.snapshot, state.times = self._kept.get(run, (b"", b""))
+        if state.snapshot:
+            self.core.publish(self.index, run, state.times, 3)
+            if self.core.publish(self.index, run, state.snapshot):
+                self.deliver()
 
     def idle(self, run: bytes) -> None:
         """The run has lost its last client."""
@@ -156,7 +160,7 @@ class Preflight:
         if state.due:
             state.due.cancel()
         if state.snapshot:
-            self._kept[run] = state.snapshot
+            self._kept[run] = state.snapshot, state.times
             self._kept.move_to_end(run)
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
@@ -268,14 +272,19 @@ class Preflight:
             self._touch(each)
 
     def _show(self, run: bytes, state: _Run, fields: list[bytes], announced: bool) -> None:
-        """Publishes the snapshot where it differs from what the clients hold."""
-        frame = checklist.frame(dict(zip(fields[::2], fields[1::2], strict=True)))
-        if frame == state.snapshot:
+        """Publishes the snapshot where it differs from what clients hold; ahead of it the times, which explain it."""
+        found = dict(zip(fields[::2], fields[1::2], strict=True))
+        frame, times = checklist.frame(found), checklist.times(found)
+        if (frame, times) == (state.snapshot, state.times):
             return
         if not announced and not state.dirty and state.snapshot:
             self._check_events()
-        state.snapshot = frame
-        self.core.publish(self.index, run, frame)
+        if times != state.times:
+            state.times = times
+            self.core.publish(self.index, run, times, 3)
+        if frame != state.snapshot:
+            state.snapshot = frame
+            self.core.publish(self.index, run, frame)
         self.deliver()
 
     def _on_ready(self) -> None:

@@ -416,8 +416,8 @@ class Server:
         elif request.method == "HEAD":
             self.core.refuse(client, begin[: begin.index(b"\r\n\r\n") + 4])
         else:
-            # Events of an unknown name pass by whoever does not listen to them, so all are of the newest version.
-            self.core.accept(client, begin, 2, expires_in, events=True)
+            # Events of an unknown name pass by whoever does not listen to them.
+            self.core.accept(client, begin, max(2, request.version), expires_in, events=True)
             service.join(client, topic)
 
     def _has_room(self, client: int, head: bytes) -> bool:

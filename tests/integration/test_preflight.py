@@ -39,6 +39,8 @@ def stamps(**times):
     return {f"timestamps:{name}": str(value) for name, value in times.items()}
 
 
+# What a client is told that asks so, in this order.
+TOLD = {("preflight",): "", ("preflight", "ready"): "?v=2", ("times", "preflight", "ready"): "?v=3"}
 SIX = stamps(
     build_channels=10, set_outlet=20, abstract_watershed=30, build_landuse=40, build_soils=50, build_climate=60
 )
@@ -442,3 +444,26 @@ def test_counters(private, join):
     body = process.http("preflight", "/metrics")[2].decode()
     assert re.search(r"^preflight2_connections_active 3\.0$", body, re.MULTILINE)
     assert float(re.search(r"^preflight2_messages_sent_total (.+)$", body, re.MULTILINE)[1]) == 6
+
+
+def test_who_asks_for_version_3_is_told_when_and_why_ahead_of_each_snapshot(preflight, run, join, db):
+    db.hset(run, mapping=SIX)
+    peers = {kinds: join(f"{preflight}/{run}{query}") for kinds, query in TOLD.items()}
+    for kinds, peer in peers.items():
+        frames = [peer.message() for _ in kinds]
+        assert [frame["type"] for frame in frames] == list(kinds)
+    assert frames[0] == {
+        "type": "times",
+        "done": {"channels": 10, "outlet": 20, "subcatchments": 30, "landuse": 40, "soils": 50, "climate": 60},
+        "started": {},
+        "stale": {},
+    }
+    db.hset(run, mapping={"timestamps:build_landuse": "70", "started:build_soils": "71"})
+    for kinds, peer in peers.items():
+        frames = [peer.message() for kind in kinds if kind != "ready"]
+        assert [frame["type"] for frame in frames] == [kind for kind in kinds if kind != "ready"]
+        assert frames[-1]["checklist"]["soils"] is False
+    assert (frames[0]["started"], frames[0]["stale"]) == ({"soils": 71}, {"soils": ["landuse"]})
+    db.hset(run, "started:build_soils", "72")
+    assert frames[0] | {"started": {"soils": 72}} == peer.message(), "alone, for no tick has changed"
+    assert all(peer.alive() and peer.unread == b"" for peer in peers.values())

@@ -427,3 +427,79 @@ def test_any_bytes_give_a_frame(fields, more):
     assert frame["checklist"] == Oracle(fields | prefixed).checklist()
     assert "" not in frame["lock_statuses"]
     assert all(type(value) is bool for value in frame["lock_statuses"].values())
+
+
+# ---- when, and why not ----
+
+
+def told(tasks, **more):
+    frame = json.loads(checklist.times(times(tasks) | encode(more)))
+    assert frame.pop("type") == "times"
+    return frame
+
+
+def test_when_each_step_was_done():
+    assert json.loads(checklist.times(encode(DUMP)))["done"] == {
+        "channels": 1712028840,
+        "outlet": 1712515206,
+        "subcatchments": 1712515226,
+        "landuse": 1712535023,
+        "soils": 1712535083,
+        "climate": 1712515667,
+        "wepp": 1714168234,
+    }
+    assert told({}) == {"done": {}, "started": {}, "stale": {}}
+    assert told({"build_soils": "soon", "find_outlet": 3, "set_outlet": 2})["done"] == {"outlet": 3}
+    assert told({"run_wepp": 70, "run_wepp_watershed": 60})["done"] == {"wepp": 60}, "as the rule chooses"
+    assert told(BUILT | {"build_rusle": 70})["done"].items() >= {"wepp": 70, "rusle": 70}.items()
+
+
+def test_when_a_step_began():
+    started = {"started:run_wepp": 71, "started:build_soils": "x", "started:landuse": 3}
+    assert told(BUILT, **started)["started"] == {"wepp": 71}
+
+
+@pytest.mark.parametrize(
+    ("changed", "stale"),
+    [
+        ({}, {}),
+        ({"build_landuse": 80}, {"soils": ["landuse"], "wepp": ["landuse"], "watar": ["landuse"]}),
+        ({"build_soils": 70}, {"wepp": ["soils"]}),  # as new as the model run
+        ({"abstract_watershed": 90}, {key: ["subcatchments"] for key in ("landuse", "soils", "climate")}),
+        ({"abstract_watershed": "x"}, {key: [] for key in ("landuse", "soils", "climate")}),
+        ({"run_wepp": 100}, {"watar": ["wepp"], "rusle": ["wepp"]}),
+        ({"build_climate": 91}, {"wepp": ["climate"], "watar": ["climate"], "rusle": ["climate"]}),
+    ],
+)
+def test_why_a_tick_is_off_again(changed, stale):
+    """Of the steps that it was done before, and never one that only happens to be off as well."""
+    done = BUILT | {"run_wepp": 70, "run_watar": 75, "build_rusle": 90}
+    assert told(done | changed)["stale"] == stale
+
+
+def test_a_burn_severity_that_is_not_used_makes_nothing_old():
+    done = BUILT | {"run_geneva": 70, "init_sbs_map": 80}
+    assert told(done)["stale"] == {}
+    assert told(done, **{"attrs:has_sbs": "true"})["stale"] == {"geneva": ["sbs_map"]}
+
+
+@given(st.one_of(projects(), HASHES, st.tuples(projects(), HASHES).map(lambda pair: pair[0] | pair[1])))
+def test_what_is_stale_was_done_is_not_ticked_and_its_causes_are_newer(fields):
+    frame, ticks = json.loads(checklist.times(fields)), ticked(fields)
+    assert list(frame["stale"]) == [key for key in frame["done"] if key not in ticks]
+    for key, causes in frame["stale"].items():
+        assert all(frame["done"][cause] >= frame["done"][key] for cause in causes)
+
+
+@given(projects())
+def test_where_all_is_there_each_stale_step_has_a_cause(fields):
+    whole = {b"timestamps:" + task.encode(): b"0" for task in TASKS if task != "run_wepp_watershed"} | fields
+    whole.pop(b"timestamps:run_wepp_watershed", None)
+    assert all(json.loads(checklist.times(whole))["stale"].values())
+
+
+@given(st.dictionaries(st.binary(max_size=9), st.binary()))
+def test_any_bytes_give_times(more):
+    json.loads(
+        checklist.times({prefix + name: more[name] for prefix in (b"timestamps:", b"started:") for name in more})
+    )

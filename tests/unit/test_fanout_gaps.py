@@ -126,3 +126,26 @@ def test_a_snapshot_takes_no_notice_from_a_laggard(make):
     rig.core.publish(rig.service, b"t", b'{"data":"newest"}')
     rig.flush()
     assert rest(rig, slow, b"newest")[-2:] == [{"ready": 1}, {"data": "newest"}]
+
+
+def test_a_laggard_has_the_newest_of_each_kind(make):
+    """Snapshots, notices, and what explains snapshots: none takes another one's place."""
+    rig = make(newest_only=True)
+    slow = rig.join(b"3t", rcvbuf=16384)
+    stalled(rig, slow)
+    for number in range(3):
+        rig.core.publish(rig.service, b"t", b'{"ready":%d}' % number, 2)
+        rig.core.publish(rig.service, b"t", b'{"times":%d}' % number, 3)
+        rig.core.publish(rig.service, b"t", b'{"data":%d}' % number)
+        rig.flush()
+    assert rest(rig, slow, b'{"data":2}')[-3:] == [{"ready": 2}, {"times": 2}, {"data": 2}]
+
+
+def test_each_version_has_what_it_knows(make):
+    rig = make(newest_only=True)
+    clients = [rig.join(b"%dt" % version) for version in (0, 2, 3)]
+    for version in (0, 2, 3):
+        rig.core.publish(rig.service, b"t", b'{"of":%d}' % version, version)
+    rig.flush()
+    for sock, known in zip(clients, ([0], [0, 2], [0, 2, 3]), strict=True):
+        assert [frame["of"] for frame in rest(rig, sock, b'{"of":%d}' % known[-1])] == known

@@ -58,9 +58,11 @@ class Chaos:
             core.accept(client, ANSWER)
             self.parked.append(client)
         elif roll > 0.25:  # between the two: left undecided
-            core.accept(client, ANSWER, self.dice.randrange(3), self.dice.choice([0, 0, 0, 0.5]))
+            core.accept(client, ANSWER, self.dice.randrange(4), self.dice.choice([0, 0, 0, 0.5]))
             first, notice = b"f" * self.dice.choice([0, 5, 70_000]), b"n" * self.dice.choice([0, 20])
-            core.attach(client, self.dice.choice([None, *TOPICS * 3]), first, notice)
+            core.attach(
+                client, self.dice.choice([None, *TOPICS * 3]), first, notice, self.dice.choice([b"", b'{"times":1}'])
+            )
             self.live.append(client)
             if self.dice.random() < 0.05:
                 core.close(client, 1000)
@@ -76,7 +78,7 @@ class Chaos:
         elif roll < 0.5 and self.parked:
             core.attach(self.parked.pop(), b"a")
         elif roll < 0.6:
-            core.publish(self.rig.service, b"b", b"q" * self.dice.randrange(50_000), self.dice.randrange(3))
+            core.publish(self.rig.service, b"b", b"q" * self.dice.randrange(50_000), self.dice.randrange(4))
             core.flush()
         elif roll < 0.7:
             core.announce_gap(self.rig.service, b"g" * 30)

@@ -44,6 +44,7 @@ def test_extensions_and_subprotocols_are_declined_cleanly():
     [
         ("?v=2", 2),
         ("?x=1&v=2", 2),
+        ("?v=3", 3),
         ("?v=1", 0),
         ("?v=22", 0),
         ("?v=2&v=2", 0),

@@ -25,20 +25,25 @@ class Core:
         self.attached, self.published, self.refused, self.closed = [], [], [], []
         self.gone = set()  # runs without clients
         self.notices = []  # what clients of protocol version 2 got beside all that
+        self.times = []  # and those of version 3
 
     def add_service(self, **limits):
         assert limits["newest_only"], "of snapshots only the newest counts"
         return 0
 
-    def attach(self, client, run, first, notice):
+    def attach(self, client, run, first, notice, times):
         self.attached.append((client, run, first))
         self.notices.append(notice)
+        self.times.append(times)
 
     def watched(self, service, run):
         return run not in self.gone
 
     def publish(self, service, run, frame, min_version=0):
-        (self.notices if min_version else self.published).append(frame if min_version else (run, frame))
+        if min_version == 0:
+            self.published.append((run, frame))
+        else:
+            {2: self.notices, 3: self.times}[min_version].append(frame)
         return True
 
     def announce_gap(self, service, notice, run=None):
@@ -475,3 +480,21 @@ async def test_a_refused_switch_is_a_warning(make, caplog):
     await commands.answer(hiredis.ReplyError("NOPERM no CONFIG SET for you"))
     assert service.events == "off"
     assert "could not be switched on: NOPERM no CONFIG SET for you" in caplog.text
+
+
+async def test_the_times_go_ahead_of_the_snapshot_that_they_explain(watching):
+    service, core, _, commands = watching
+    [first] = core.times[1:]
+    assert json.loads(first)["done"] == {"channels": 10}
+    await spaced()
+    service.on_event(EVENTS_OF_RUN1, b"hset")
+    await commands.answer([b"timestamps:build_channels", b"11"])
+    assert json.loads(core.times[-1])["done"] == {"channels": 11}
+    assert [json.loads(frame)["last_modified"] for _, frame in core.published] == [10, 11]
+    service.join(2, b"run1")
+    assert core.times[-1] == core.times[-2], "who joins has them at once"
+    await spaced()
+    count = len(core.times)
+    service.on_event(EVENTS_OF_RUN1, b"hset")
+    await commands.answer([b"timestamps:build_channels", b"11", b"rq:x", b"y"])
+    assert len(core.times) == count
