@@ -22,20 +22,6 @@ const LOCKED = new Map(Object.entries({
   watershed: ["channels", "outlet", "subcatchments"], disturbed: ["sbs_map"], ash: ["watar"], debris_flow: ["debris"],
   omni: ["omni_scenarios", "omni_contrasts"], path_ce: ["run_path_ce"],
 }));
-// What an item must be newer than (relay/checklist.py): where one of these is done anew, its tick falls.
-const INPUTS = ["landuse", "soils", "climate"];
-const NEWER_THAN = {
-  outlet: ["channels"], subcatchments: ["channels"], landuse: ["subcatchments"], soils: ["subcatchments", "landuse", "rangeland_cover"],
-  climate: ["subcatchments"], rap_ts: ["climate"], openet_ts: ["climate"], wepp: INPUTS, observed: [...INPUTS, "wepp"],
-  debris: [...INPUTS, "wepp"], watar: [...INPUTS, "wepp"], omni_scenarios: ["wepp"], omni_contrasts: ["omni_scenarios", "wepp"],
-  dss_export: ["watar", "wepp"], run_path_ce: ["wepp"], roads: ["wepp"], rusle: ["climate", "wepp"], geneva: [...INPUTS, "sbs_map"],
-};
-// A tick of the first can only be where the others have a time too; without a tick of their own that time is too old.
-const PROVES = {
-  outlet: ["channels"], subcatchments: ["channels"], landuse: ["subcatchments"], soils: ["subcatchments"], climate: ["subcatchments"],
-  rap_ts: ["climate"], openet_ts: ["climate"], rusle: ["climate"], wepp: INPUTS, geneva: INPUTS, run_path_ce: ["wepp"], roads: ["wepp"],
-  observed: [...INPUTS, "wepp"], debris: [...INPUTS, "wepp"], watar: [...INPUTS, "wepp"],
-};
 const LONGEST = 175;  // characters of a run id: with the longest channel they are the 200 that the relay takes
 const OWN = ["relay.js", "livez", "readyz", "metrics", "health"];  // addresses of the relay itself
 const KEPT = 3000, KEPT_SIZE = 4e6;  // lines and characters of a channel: a 30-minute tab must not grow
@@ -590,18 +576,21 @@ const exceptions = {
 
 // --- the checklist -------------------------------------------------------------------------------------------------
 
-/**
- * What is done, and what is locked because it runs. A snapshot has no times but the newest, so the times here are those
- * at which this page saw a change, and what was there before it looked has none.
- */
+/** A property of a table from outside, where it has it itself. */
+function own(table, name) { return table && Object.hasOwn(table, name) ? table[name] : undefined; }
+
+/** A time of a worker, in ms; 0 where there is none, or one that no calendar has. */
+function moment(seconds) { return new Date(1000 * seconds).getTime() || 0; }
+
+/** What is done, and what is locked because it runs. When a step was done, and why it is stale, is the relay's word. */
 const checks = {
-  items: new Map(), since: 0, known: 0, worked: null, workedAt: 0,
+  items: new Map(), times: null, since: 0, known: 0, blind: true, worked: null, workedAt: 0,
 
   build() {
     this.items.clear();
-    Object.assign(this, { since: 0, worked: null });
+    Object.assign(this, { times: null, since: 0, known: 0, blind: true, worked: null });
     $("checks").replaceChildren(...GROUPS.map(([title, items]) => this.group(title, items)));
-    for (const id of ["locks", "seen"]) $(id).hidden = true;
+    $("locks").hidden = true;
     say($("progress"), "not known yet");
   },
   group(title, items) {
@@ -617,84 +606,80 @@ const checks = {
     const mark = svg("svg", { viewBox: "0 0 20 20", role: "img", "aria-label": "open" });
     mark.append(svg("circle", { cx: 10, cy: 10, r: 8 }), svg("path", { d: "M6.2 10.3l2.6 2.6 5-5.4" }));
     element.append(mark, part("span", "", visible(label)), word, why);
-    this.items.set(name, { name, label: visible(label), element, word, why, done: false, doneAt: 0, fell: null, changedAt: 0, run: null, last: null, spent: 0, whole: true });
+    this.items.set(name, { name, label: visible(label), element, word, why, done: false, doneAt: 0, startedAt: 0, anew: false, run: null, ran: 0, whole: true, after: 0 });
     return element;
   },
-  show({ checklist = {}, lock_statuses: locks = {} }) {
-    const now = Date.now(), first = !this.since;
-    this.known = now;
-    this.since ||= now;
+  /** Nobody looks from here on, until the next state that is current. */
+  lose(since) {
+    this.blind = true;
+    if (this.known) this.known = since;
+  },
+  show({ checklist = {}, lock_statuses: locks = {} }, times, missing) {
+    const now = Date.now(), { blind, since, known } = this;
+    Object.assign(this, { times, blind: missing, since: since || now, known: missing ? known : now });
     const unknown = Object.keys(checklist).filter(name => !this.items.has(name)).slice(0, 50);
     if (unknown.length) $("checks").append(this.group("More", unknown.map(name => [name, name])));
-    const { running, others } = this.running(checklist, locks);
     for (const item of this.items.values()) {
-      if (item.done !== !!checklist[item.name]) this.turn(item, now, first);
-      if (running.has(item.name) !== !!item.run) this.lock(item, now, first);
+      if (blind && item.run) this.end(item, known, true);  // it may have ended unseen, and have begun again
+      item.startedAt = moment(own(times?.started, item.name));
+      this.turn(item, !!checklist[item.name], moment(own(times?.done, item.name)), since && known);
     }
-    for (const item of this.items.values()) if (item.fell) item.fell.causes ??= this.causes(item);
+    const { running, others } = this.running(locks);
+    for (const item of this.items.values()) {
+      if (item.run && !running.has(item)) this.end(item, now, false);
+      else if (!item.run && running.has(item)) this.begin(item, now, !blind);
+    }
     $("locks").hidden = !others.length;
     const named = others.slice(0, 8).map(name => visible(name.length > 40 ? `${name.slice(0, 40)}…` : name));
     say($("locks"), `Locked: ${named.join(", ")}${others.length > 8 ? ` and ${others.length - 8} more` : ""}`);
-    $("seen").hidden = ![...this.items.values()].some(item => item.doneAt || item.run);
     this.tick();
     timeline.ask();
   },
-  running(checklist, locks) {
+  running(locks) {
     const held = [...new Set(Object.keys(locks).filter(name => locks[name]).map(name => name.replace(/\.nodb$/, "")))];
     const running = new Set();
     const others = held.filter(name => {
-      const items = (LOCKED.get(name) ?? [name]).filter(item => this.items.has(item));
-      if (items.length) running.add(items.find(item => !checklist[item]) ?? items[0]);
+      const items = (LOCKED.get(name) ?? [name]).map(item => this.items.get(item)).filter(Boolean);
+      if (items.length) running.add(items.find(item => item.startedAt > item.doneAt) ?? items.find(item => !item.done) ?? items[0]);
       return !items.length;
     });
     return { running, others };
   },
-  /** The tick of an item has come or fallen. */
-  turn(item, now, first) {
-    item.done = !item.done;
-    if (first) return;
-    if (item.done) item.doneAt = now;
-    else item.fell = { at: now, was: item.doneAt, causes: null };
-    if (item.done) item.fell = null;
-    else Object.assign(item, { doneAt: 0, spent: 0, whole: true });
-    item.changedAt = now;
-    timeline.mark(item, now);
+  /** Whether an item is ticked, and when it was last done; `known` is the time up to which that of before held. */
+  turn(item, done, doneAt, known) {
+    const ticked = done !== item.done, anew = doneAt !== item.doneAt;
+    Object.assign(item, { done, doneAt });
+    if (anew && !doneAt) item.ran = 0;
+    if (!known || !(ticked || (done && anew))) return;
+    item.anew = done;
+    // The clock of a worker may be another one: where it cannot be right, it was now.
+    const at = done ? doneAt : Math.max(...this.newer(item).map(other => moment(own(this.times.done, other)))), now = Date.now();
+    timeline.mark(item, at > known - 60000 && at < now + 60000 ? at : now);
   },
-  /** An item was locked or let go. */
-  lock(item, now, first) {
-    if (item.run) {
-      item.last = { from: item.run.from, to: now };
-      item.spent += now - item.run.from;
-      item.whole &&= item.run.exact;
-      item.run = null;
-      Object.assign(this, { worked: item, workedAt: now });
-    } else {
-      item.run = { from: now, exact: !first };
-    }
-    item.changedAt = now;
+  begin(item, now, exact) {
+    if (item.after !== item.doneAt) Object.assign(item, { ran: 0, whole: true, after: item.doneAt });
+    item.run = { from: now, exact };
     timeline.span(item, now);
   },
-  state(item) { return item.run ? "running" : item.done ? "done" : this.stale(item) ? "stale" : "open"; },
-  needs(item) { return (NEWER_THAN[item.name] ?? []).map(name => this.items.get(name)); },
-  /** Which of those that an item depends on changed after it was done: they took its tick. */
-  causes(item) {
-    const changed = this.needs(item).filter(other => other.changedAt > item.fell.was);
-    const newer = changed.filter(other => other.done);  // those that fell with it have no newer time
-    return newer.length ? newer : changed;
+  end(item, at, unseen) {
+    const to = Math.max(at, item.run.from);
+    item.ran += to - item.run.from;
+    item.whole &&= item.run.exact && !unseen;
+    item.run = null;
+    if (!unseen) Object.assign(this, { worked: item, workedAt: to });
+    timeline.span(item, to);
   },
-  /** Why an item that was done is not: what it depends on was done after it. "" where nothing says so. */
-  stale(item) {
-    if (item.done || (item.fell && item.last?.to > item.fell.at)) return "";  // or it was done anew itself, and did not end well
-    const proven = [...this.items.values()].some(other => other.done && PROVES[other.name]?.includes(item.name));
-    const causes = item.fell?.causes?.length ? item.fell.causes : proven ? this.needs(item) : [];
-    const runs = item.fell && causes.find(other => other.run);
-    if (runs) return `${runs.label} is being done anew`;
-    const names = causes.map(other => other.label);
-    return names.length ? `older than ${names.join(names.length > 2 ? ", " : " or ").replace(/, ([^,]*)$/, " or $1")}` : "";
+  state(item) { return item.run ? "running" : item.done ? "done" : own(this.times?.stale, item.name) ? "stale" : "open"; },
+  /** Those that took its tick from an item: they were done after it. */
+  newer(item) { return own(this.times?.stale, item.name) ?? []; },
+  why(item, state) {
+    const names = state === "stale" ? this.newer(item).map(name => this.items.get(name)?.label ?? visible(name)) : [];
+    if (names.length) return `older than ${names.join(", ").replace(/, ([^,]*)$/, " and $1")}`;
+    return state === "open" && item.ran && item.whole ? `ran ${lasting(item.ran)}, not done` : "";
   },
   /** The time up to which the checklist is known: while the connection is away it stands still. */
   now() {
-    const live = current.list?.state === "live" && !current.list.missing;
+    const live = current.list?.state === "live" && !this.blind;
     if (live) this.known = Date.now();
     return { now: this.known, live };
   },
@@ -711,17 +696,24 @@ const checks = {
         item.element.firstChild.setAttribute("aria-label", state);
       }
       say(item.word, this.word(item, state, now));
-      say(item.why, state === "stale" ? this.stale(item) : state === "open" && item.last && item.last.to > (item.fell?.at ?? 0) ? `ran ${lasting(item.last.to - item.last.from)}, not done` : "");
-      const about = item.doneAt ? `Seen done at ${clock(item.doneAt)}` : item.done ? `Done before ${clock(this.since)}, when this page began to look` : "";
+      say(item.why, this.why(item, state));
+      const about = item.doneAt ? `Last done ${new Date(item.doneAt).toString().slice(0, 24)}` : "";
       if (item.element.title !== about) item.element.title = about;
     }
-    say($("progress"), `${done} done${running ? `, ${running} running` : ""}${live ? "" : `, as of ${clock(now)}`}`);
+    say($("progress"), `${done} done${running ? `, ${running} running` : ""}${live ? "" : now ? `, as of ${clock(now)}` : ", as of earlier"}`);
   },
+  /** When it was done, and how long it took or takes; what was not seen whole has no length. */
   word(item, state, now) {
-    if (state === "running") return `running ${item.run.exact ? "" : "> "}${lasting(now - item.run.from)}`;
+    const { run, startedAt, doneAt, ran, whole, after } = item;
+    if (state === "running") {
+      const said = startedAt > doneAt, time = lasting(now - (said ? startedAt : run.from));
+      return said || run.exact ? `running ${time}` : time.startsWith("<") ? "running" : `running > ${time}`;
+    }
     if (state === "stale") return "stale";
-    if (state === "open" || !item.doneAt) return "";
-    return `${clock(item.doneAt)}${item.spent && item.whole ? ` · ${lasting(item.spent)}` : ""}`;
+    if (state === "open" || !doneAt) return "";
+    const day = new Date(doneAt).toDateString();
+    const took = startedAt ? doneAt - startedAt : (whole && after !== doneAt && ran) || -1;
+    return `${day === new Date().toDateString() ? clock(doneAt) : day.slice(4, 10)}${took < 0 ? "" : ` · ${lasting(took)}`}`;
   },
   busy() { return [...this.items.values()].some(item => item.run); },
 };
@@ -839,7 +831,7 @@ function notice() {
   if (reason !== undefined) words.push(`The relay refuses ${refused.length === streams.length || !refused.length ? "this run" : refused.map(stream => visible(stream.channel)).join(", ")}: ${visible(reason || "no reason given")}.`);
   const strangers = [...streams, current.list].filter(stream => !stream.lastFrameAt && stream.closeReason && stream.state !== "refused");
   if (strangers.length) words.push(`${strange(strangers, streams)}: ${visible(strangers[0].closeReason)}.${address.query().has("token") ? "" : " Where it asks for a token, open this page with ?token=."}`);
-  if (holes && refused.length) words.push("Lines are missing since.");
+  if (refused.some(stream => stream.missing)) words.push("Lines are missing since.");
   else if (holes) words.push(streams.some(stream => stream.missing) ? "Lines may be missing from here on, until the log is whole again." : `Lines may be missing: ${count(holes, "gap")}. The log is whole again since.`);
   if (large) words.push(`${count(large, "line")} larger than the relay forwards ${large === 1 ? "was" : "were"} left out.`);
   $("notice").hidden = !words.length;
@@ -859,7 +851,7 @@ function strange(strangers, streams) {
 function title() {
   const name = current.run ? visible(current.run) : "";
   const streams = current.list ? [current.list, ...[...log.channels.values()].map(channel => channel.stream)] : [];
-  const over = checks.worked?.done && !checks.busy() && Date.now() - checks.workedAt > 3000;
+  const over = checks.worked?.done && checks.worked.anew && !checks.blind && !checks.busy() && Date.now() - checks.workedAt > 3000;
   const mark = streams.some(lost) ? "✗ no connection:" : exceptions.list.some(item => !item.mended) ? "✗ failed:" : over ? "✓ done" : log.unread ? `● ${log.unread}` : "●";
   const text = name ? `${mark} ${name} · WEPPcloud run` : "WEPPcloud run";
   if (document.title !== text) document.title = text;
@@ -945,9 +937,9 @@ function watch() {
   $("empty-run").textContent = run;
   current.list = new ChecklistStream({ run, token: address.query().get("token") ?? "", autostart: false });
   const list = current.list;
-  // While Redis is away the first state is a guess of the relay's: nothing is known until it is ready.
-  const show = () => { if (list === current.list && list.snapshot && (checks.since || !list.missing)) checks.show(list.snapshot); };
-  for (const event of ["snapshot", "ready"]) list.addEventListener(event, show);
+  const show = () => { if (list === current.list && list.snapshot) checks.show(list.snapshot, list.times, list.missing); };
+  for (const event of ["times", "snapshot", "ready"]) list.addEventListener(event, show);
+  list.addEventListener("gap", ({ detail }) => { if (list === current.list) checks.lose(Math.min(detail.since ?? Date.now(), Date.now())); });
   for (const event of ["state", "gap", "ready"]) list.addEventListener(event, askConnections);
   list.start();
   const named = address.channels().map(name => [name, wrongChannel(name)]);

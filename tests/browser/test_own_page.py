@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+import socket
+import time
 
 import pytest
 import pytest_asyncio
@@ -20,6 +22,10 @@ JOB = "rq:7f7f7f7f-0000-4000-8000-000000000000"
 BUILT = {"timestamps:build_channels": 10, "timestamps:set_outlet": 20, "timestamps:abstract_watershed": 30}
 INPUTS = {"timestamps:build_landuse": 40, "timestamps:build_soils": 50, "timestamps:build_climate": 60}
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.asyncio(loop_scope="module")]
+
+
+def clock(seconds):
+    return time.strftime("%H:%M:%S", time.localtime(seconds))
 
 
 class Watched:
@@ -102,7 +108,7 @@ async def test_a_page_behind_the_other_port_is_the_same(standing, new_tab):
     await tab.page.goto(f"http://127.0.0.1:{process.ports['preflight']}/run/{RUN}")
     await expect(tab.page.locator("#status-badge")).to_have_attribute("data-state", "live")
     await expect(tab.page.locator("#preflight-badge")).to_have_attribute("data-state", "live")
-    assert len(tab.sockets(f":{process.ports['preflight']}/{RUN}?v=2")) == 1
+    assert len(tab.sockets(f":{process.ports['preflight']}/{RUN}?v=3")) == 1
     assert len(tab.sockets(f":{process.ports['status']}/{RUN}:wepp?v=2")) == 1
     assert tab.complaints == []
 
@@ -118,6 +124,15 @@ async def test_it_takes_its_token_along(relay, watch):
     await run.live()
     await expect(run.page).to_have_title(re.compile("other-run"))
     assert run.tab.complaints == []
+
+
+async def test_a_permission_that_ends_does_not_promise_what_was_missed(relay, watch):
+    token = Keys(SECRET).sign([RUN], ["*"], 4)
+    run = await watch(f"/run/{RUN}{FEW}&token={token}", process=relay(env={"RELAY_TOKEN_SECRET": SECRET}))
+    notice = run.page.locator("#notice [role=status]")
+    await expect(notice).to_have_text(
+        re.compile(r"^The relay refuses this run: .*permission.*\. Lines are missing since\.$"), timeout=15_000
+    )
 
 
 async def test_a_run_is_chosen_by_hand_and_the_back_button_goes_back(watch):
@@ -393,31 +408,74 @@ async def test_exceptions_are_collected_and_lead_to_their_lines(watch):
     assert run.tab.complaints == []
 
 
-async def test_a_step_says_when_it_ran_and_why_it_is_stale(watch):
+async def test_a_step_says_when_it_ran_and_why_it_is_stale(watch, redis_url):
+    now = int(time.time())
+    past = {field: now - 1000 + at for field, at in (BUILT | INPUTS | {"timestamps:run_wepp": 70}).items()}
+    with redis.Redis.from_url(redis_url) as worker:
+        worker.hset(RUN, mapping=past | {"started:run_wepp": now - 1000, "timestamps:build_channels": 1000})
     run = await watch()
-    run.write(BUILT | INPUTS | {"timestamps:run_wepp": 70})
     await expect(run.page.locator("#progress")).to_have_text("7 done")
+    # Of what was done before the page was opened too.
+    await expect(run.item("wepp").locator(".word")).to_have_text(f"{clock(now - 930)} · 1:10 min")
+    await expect(run.item("channels").locator(".word")).to_have_text("Jan 01")
     run.write({"locked:landuse.nodb": "true"})
     await expect(run.item("landuse")).to_have_attribute("data-state", "running")
     await expect(run.item("landuse").locator(".word")).to_have_text(re.compile(r"^running (< )?1 s$"))
     await expect(run.page.locator("#progress")).to_have_text("7 done, 1 running")
-    run.write({"locked:landuse.nodb": "false", "timestamps:build_landuse": 80, "locked:odd": "true"})
+    run.write({"locked:landuse.nodb": "false", "timestamps:build_landuse": now, "locked:odd": "true"})
     await expect(run.item("landuse")).to_have_attribute("data-state", "done")
+    await expect(run.item("landuse").locator(".word")).to_have_text(re.compile(rf"^{clock(now)} · (< )?\d s$"))
     await expect(run.page.locator("#locks")).to_have_text("Locked: odd")
     for name in ("soils", "wepp"):
         await expect(run.item(name)).to_have_attribute("data-state", "stale")
         await expect(run.item(name).locator(".why")).to_have_text("older than Land use")
-    run.write({"timestamps:build_soils": 90})
-    await expect(run.item("soils").locator(".word")).to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
+    run.write({"timestamps:build_soils": now + 1})
+    await expect(run.item("soils").locator(".word")).to_have_text(clock(now + 1))
+    await expect(run.item("wepp").locator(".why")).to_have_text("older than Land use and Soils")
     picture = run.page.locator("#picture svg")
     assert "Land use" in await picture.locator("text").all_text_contents()
     assert await picture.locator("rect.bar").count() == 1
     words = await run.page.locator("#timeline-text li").all_text_contents()
-    said = "; ".join(re.sub(r"\d\d:\d\d:\d\d", "T", line) for line in words)
-    assert "Land use: ran T to T, done at T; " in said
-    assert "Soils: done at T, no longer done at T, done at T; " in said
+    said = "; ".join(re.sub(r"ran \d\d:\d\d:\d\d to \d\d:\d\d:\d\d", "ran", line) for line in words)
+    assert f"Land use: ran, done at {clock(now)}" in said
+    assert f"Soils: no longer done at {clock(now)}, done at {clock(now + 1)}" in said
     await expect(run.page).to_have_title(re.compile("^✓ done "))
+    await run.page.reload()
+    await expect(run.item("soils").locator(".word")).to_have_text(clock(now + 1))
+    await expect(run.item("wepp").locator(".why")).to_have_text("older than Land use and Soils")
+    run.write({"timestamps:build_landuse": 10**18, "timestamps:run_wepp": "soon"})  # no such times
+    await expect(run.item("landuse").locator(".word")).to_have_text("")
+    await expect(run.item("wepp")).to_have_attribute("data-state", "open")
     assert run.tab.complaints == []
+
+
+async def test_a_step_that_begins_again_is_neither_stale_nor_the_cause(watch):
+    run = await watch()
+    now = int(time.time())
+    run.write({field: now - 1000 + at for field, at in (BUILT | INPUTS | {"timestamps:run_wepp": 70}).items()})
+    await expect(run.page.locator("#progress")).to_have_text("7 done")
+    with redis.Redis.from_url(run.url) as worker:
+        worker.hdel(RUN, "timestamps:build_landuse")
+    await expect(run.item("landuse")).to_have_attribute("data-state", "open")
+    run.write({"started:build_landuse": now - 100, "locked:landuse": "true"})
+    await expect(run.item("landuse").locator(".word")).to_have_text(re.compile(r"^running 1:4\d min$"))
+    for name in ("soils", "wepp"):
+        await expect(run.item(name).locator(".why")).not_to_contain_text("Land use")
+
+
+async def test_what_it_did_not_see_whole_has_no_length(relay, redis_server, watch):
+    run = await watch(process=relay(env={"REDIS_URL": redis_server.url}), url=redis_server.url)
+    run.write(BUILT | {"locked:climate.nodb": "true"})
+    await expect(run.item("climate")).to_have_attribute("data-state", "running")
+    redis_server.kill()
+    await expect(run.page.locator("#checks")).to_have_class("checks stale")
+    redis_server.start("--notify-keyspace-events", "Kghx")
+    done = int(time.time()) - 5
+    run.write(BUILT | {"timestamps:build_climate": done})
+    await expect(run.item("climate")).to_have_attribute("data-state", "done")
+    await expect(run.item("climate").locator(".word")).to_have_text(clock(done))
+    words = run.page.locator("#timeline-text li", has_text="Climate")
+    await expect(words).to_have_text(re.compile(f", done at {clock(done)}$"))
 
 
 async def test_a_lock_may_have_any_name(watch):
@@ -431,18 +489,6 @@ async def test_a_lock_may_have_any_name(watch):
     run.write({f"locked:a{n}": "false" for n in range(10)})
     await expect(run.page.locator("#locks")).to_have_text(re.compile("constructor, toString, x{40}…$"))
     assert run.tab.complaints == []
-
-
-async def test_a_tick_proves_that_another_step_is_only_too_old(watch, redis_url):
-    with redis.Redis.from_url(redis_url) as worker:
-        worker.hset(RUN, mapping=BUILT | INPUTS | {"timestamps:run_wepp": 70, "timestamps:build_landuse": 65})
-    run = await watch()
-    await expect(run.item("wepp")).to_have_attribute("data-state", "done")
-    await expect(run.item("soils")).to_have_attribute("data-state", "stale")
-    await expect(run.item("soils").locator(".why")).to_have_text(
-        "older than Subcatchments, Land use or Rangeland cover"
-    )
-    await expect(run.item("rhem")).to_have_attribute("data-state", "open")
 
 
 async def test_what_was_let_go_and_is_not_done_is_not_called_done(watch):
@@ -460,7 +506,7 @@ async def test_while_nobody_answers_there_is_no_connection(relay, watch):
     process = relay(env={"RELAY_DRAIN": "100ms"})
     run = await watch(process=process)
     assert await asyncio.to_thread(process.stop) == 0
-    mute = [await asyncio.start_server(lambda *_: None, "127.0.0.1", port) for port in process.ports.values()]
+    mute = [socket.create_server(("127.0.0.1", port)) for port in process.ports.values()]  # nobody accepts
     await expect(run.page.locator("#status-badge")).to_have_attribute("data-state", "connecting", timeout=15_000)
     await expect(run.page.locator("#preflight-badge")).to_have_attribute("data-state", "connecting", timeout=15_000)
     assert (await run.page.title()).startswith("✗ no connection: ")
@@ -532,6 +578,8 @@ async def test_what_a_redis_outage_hid_is_said(relay, redis_server, watch):
     await expect(run.page.locator("#status-badge")).to_contain_text("Log connected, lines may be missing")
     await expect(run.page.locator("#preflight-badge")).to_contain_text("Checklist connected, may be out of date")
     late = await watch(process=run.relay, url=redis_server.url)
+    await expect(late.page.locator("#progress")).to_have_text("0 done, as of earlier")
+    late = await watch("/run/other-run?channels=wepp", process=run.relay, url=redis_server.url)
     await expect(late.page.locator("#progress")).to_have_text("not known yet")
     await expect(late.page.locator("#empty")).to_contain_text("Not connected: what is published now does not")
     await expect(run.page.locator("#checks")).to_have_class("checks stale")
