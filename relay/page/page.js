@@ -652,9 +652,9 @@ const checks = {
     if (anew && !doneAt) item.ran = 0;
     if (!known || !(ticked || (done && anew))) return;
     item.anew = done;
-    // The clock of a worker may be another one: where it cannot be right, it was now.
+    // Somewhere in that second; or now, where the clock of the worker is another one.
     const at = done ? doneAt : Math.max(...this.newer(item).map(other => moment(own(this.times.done, other)))), now = Date.now();
-    timeline.mark(item, at > known - 60000 && at < now + 60000 ? at : now);
+    timeline.mark(item, Math.min(now, at > known - 60000 ? at + 999 : now));
   },
   begin(item, now, exact) {
     if (item.after !== item.doneAt) Object.assign(item, { ran: 0, whole: true, after: item.doneAt });
