@@ -647,10 +647,10 @@ const checks = {
   },
   /** Whether an item is ticked, and when it was last done; `known` is the time up to which that of before held. */
   turn(item, done, doneAt, known) {
-    const ticked = done !== item.done, anew = doneAt !== item.doneAt;
+    const ticked = done !== item.done, again = done && item.doneAt && doneAt !== item.doneAt;
+    if (!doneAt && item.doneAt) item.ran = 0;
     Object.assign(item, { done, doneAt });
-    if (anew && !doneAt) item.ran = 0;
-    if (!known || !(ticked || (done && anew))) return;
+    if (!known || !(ticked || again)) return;
     item.anew = done;
     // Somewhere in that second; or now, where the clock of the worker is another one.
     const at = done ? doneAt : Math.max(...this.newer(item).map(other => moment(own(this.times.done, other)))), now = Date.now();

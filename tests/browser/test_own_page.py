@@ -452,11 +452,15 @@ async def test_a_step_says_when_it_ran_and_why_it_is_stale(watch, redis_url):
 async def test_a_step_that_begins_again_is_neither_stale_nor_the_cause(watch):
     run = await watch()
     now = int(time.time())
+    run.write({"locked:landuse": "true"})
+    await expect(run.item("landuse")).to_have_attribute("data-state", "running")
     run.write({field: now - 1000 + at for field, at in (BUILT | INPUTS | {"timestamps:run_wepp": 70}).items()})
+    run.write({"locked:landuse": "false"})
     await expect(run.page.locator("#progress")).to_have_text("7 done")
     with redis.Redis.from_url(run.url) as worker:
         worker.hdel(RUN, "timestamps:build_landuse")
     await expect(run.item("landuse")).to_have_attribute("data-state", "open")
+    await expect(run.item("landuse").locator(".why")).to_have_text("")
     run.write({"started:build_landuse": now - 100, "locked:landuse": "true"})
     await expect(run.item("landuse").locator(".word")).to_have_text(re.compile(r"^running 1:4\d min$"))
     for name in ("soils", "wepp"):
