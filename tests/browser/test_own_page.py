@@ -98,6 +98,7 @@ async def test_it_shows_the_log_and_the_checklist(watch):
     await expect(run.page.locator(".row[data-channel=soils] .said")).to_have_text("<i>Building</i> soils")
     await expect(run.rows).to_have_count(1)
     await expect(run.page.locator("li[data-state=done]")).to_have_attribute("data-item", "channels")
+    await expect(run.item("channels").get_by_role("img", name="done")).to_be_visible()
     await expect(run.page.locator(".chip:visible")).to_have_text("soils1")
     assert run.tab.complaints == []
 
@@ -688,6 +689,23 @@ async def test_nothing_scrolls_sideways(watch):
         assert await run.page.evaluate("log.clientHeight > 100 && log.scrollWidth <= log.clientWidth")
     await run.page.goto(run.address)
     assert await run.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+async def test_many_channels_leave_room_for_the_log(watch):
+    names = [f"channel_{n}" for n in range(30)]
+    run = await watch(f"/run/{RUN}?channels={','.join(names)}", viewport={"width": 768, "height": 1024})
+    for name in names:
+        run.publish(name, "a line")
+    await expect(run.page.locator(".chip:visible")).to_have_count(30)
+    assert await run.page.locator(".chips").evaluate("e => e.clientHeight") < 120
+    await run.page.locator("#channel").fill("-<")
+    await run.page.locator("#channel").press("Enter")
+    await expect(run.page.locator("#wrong-channel")).to_be_in_viewport()
+
+
+async def test_buttons_have_an_edge_where_the_reader_chooses_the_colours(watch):
+    run = await watch("/", forced_colors="active")
+    assert await run.page.locator(".go").evaluate("e => getComputedStyle(e).borderStyle") == "solid"
 
 
 async def violations(page):
