@@ -19,24 +19,10 @@ const GROUPS = [
   ]],
 ];
 // Which items a lock stands for, where the names differ; the first one not done is the one that runs.
-const LOCKED = {
+const LOCKED = new Map(Object.entries({
   watershed: ["channels", "outlet", "subcatchments"], disturbed: ["sbs_map"], ash: ["watar"], debris_flow: ["debris"],
   omni: ["omni_scenarios", "omni_contrasts"], path_ce: ["run_path_ce"],
-};
-// What an item must be newer than (relay/checklist.py): where one of these is done anew, its tick falls.
-const INPUTS = ["landuse", "soils", "climate"];
-const NEWER_THAN = {
-  outlet: ["channels"], subcatchments: ["channels"], landuse: ["subcatchments"], soils: ["subcatchments", "landuse", "rangeland_cover"],
-  climate: ["subcatchments"], rap_ts: ["climate"], openet_ts: ["climate"], wepp: INPUTS, observed: [...INPUTS, "wepp"],
-  debris: [...INPUTS, "wepp"], watar: [...INPUTS, "wepp"], omni_scenarios: ["wepp"], omni_contrasts: ["omni_scenarios", "wepp"],
-  dss_export: ["watar", "wepp"], run_path_ce: ["wepp"], roads: ["wepp"], rusle: ["climate", "wepp"], geneva: [...INPUTS, "sbs_map"],
-};
-// A tick of the first can only be where the others have a time too; without a tick of their own that time is too old.
-const PROVES = {
-  outlet: ["channels"], subcatchments: ["channels"], landuse: ["subcatchments"], soils: ["subcatchments"], climate: ["subcatchments"],
-  rap_ts: ["climate"], openet_ts: ["climate"], rusle: ["climate"], wepp: INPUTS, geneva: INPUTS, run_path_ce: ["wepp"], roads: ["wepp"],
-  observed: [...INPUTS, "wepp"], debris: [...INPUTS, "wepp"], watar: [...INPUTS, "wepp"],
-};
+}));
 const LONGEST = 175;  // characters of a run id: with the longest channel they are the 200 that the relay takes
 const OWN = ["relay.js", "livez", "readyz", "metrics", "health"];  // addresses of the relay itself
 const KEPT = 3000, KEPT_SIZE = 4e6;  // lines and characters of a channel: a 30-minute tab must not grow
@@ -176,11 +162,11 @@ function wrongChannel(name) { return wrong(name, "channel", "A-Za-z0-9_.\\-", "l
 
 /** Lines are kept by channel and drawn once per animation frame, however fast they come. */
 const log = {
-  box: $("log"), channels: new Map(), shown: [], fresh: [], filter: null, following: true, paused: false,
-  seq: 0, unseen: 0, waiting: 0, hits: 0, unread: 0, gap: null, top: 0, resized: -1000, frame: 0, asked: false,
+  box: $("log"), channels: new Map(), shown: [], fresh: [], filter: null, following: true, paused: false, until: Infinity,
+  seq: 0, unseen: 0, waiting: 0, hits: 0, unread: 0, gap: null, last: null, cleared: false, top: 0, resized: -1000, frame: 0, asked: false,
 
   add(name) {
-    const channel = { name, entries: [], size: 0, total: 0, hidden: false, chip: this.chip(name), stream: null };
+    const channel = { name, entries: [], lines: 0, size: 0, total: 0, hidden: false, chip: this.chip(name), stream: null };
     this.channels.set(name, channel);
     channel.chip.onclick = () => this.toggle(channel);
     $("chips").append(channel.chip);
@@ -199,21 +185,22 @@ const log = {
   take(channel, { added, dropped }) {
     channel.total += dropped;  // came and went in a hidden tab, unseen
     for (const line of added) {
-      if (line.kind === "gap" && this.joins(channel, line)) continue;
-      const entry = { seq: ++this.seq, at: line.at, channel, text: line.text, kind: line.kind, job: line.job, hit: false, kept: true };
-      if (line.kind === "gap") this.gap = Object.assign(entry, { holes: new Set([channel.name]), last: line.at });
+      const entry = { seq: ++this.seq, at: line.at, channel, text: line.text, kind: line.kind, job: line.job, hit: 0, kept: true };
+      if (line.kind === "gap") this.gap = entry;
       channel.entries.push(entry);
       channel.size += entry.text.length;
-      if (line.kind !== "gap") channel.total++;
+      const counts = Number(entry.kind !== "gap");
+      channel.total += counts;
+      channel.lines += counts;
       exceptions.take(entry);
       if (!this.shows(entry)) continue;
-      entry.hit = true;
-      this.hits++;
-      if (document.hidden) this.unread++;
-      if (this.paused) this.waiting++;
+      entry.hit = counts;
+      this.hits += counts;
+      if (document.hidden) this.unread += counts;
+      if (this.paused) this.waiting += counts;
       else {
         this.fresh.push(entry);
-        if (!this.following) this.unseen++;
+        if (!this.following) this.unseen += counts;
       }
     }
     let excess = Math.max(0, channel.entries.length - KEPT);
@@ -226,20 +213,10 @@ const log = {
   },
   forget(entry) {
     entry.channel.size -= entry.text.length;
-    if (entry.hit) this.hits--;
+    this.hits -= entry.hit;
+    entry.channel.lines -= Number(entry.kind !== "gap");
     entry.kept = false;
   },
-  /** Nineteen channels lose one relay: that is one hole and one row. */
-  joins(channel, line) {
-    const gap = this.gap;
-    if (!gap?.kept || gap.text !== line.text || line.at - gap.last > TOGETHER || gap.holes.has(channel.name)) return false;
-    gap.holes.add(channel.name);
-    gap.last = line.at;
-    exceptions.open.delete(channel);  // what comes after a hole may belong to anything
-    if (gap.row) gap.row.lastChild.textContent = this.hole(gap);
-    return true;
-  },
-  hole(gap) { return gap.holes.size > 1 ? `${gap.text.replace(/\.$/, "")} (${gap.holes.size} channels).` : gap.text; },
   shows(entry) { return !entry.channel.hidden && (!this.filter || this.filter.test(plain(entry.text))); },
 
   /** With the next frame; then rest as long as it took: a page that only draws takes nothing from its websockets (1013). */
@@ -284,21 +261,23 @@ const log = {
   },
   /** Draw anew, after a change of what is shown: the newest ROWS of all that is kept. */
   redraw() {
-    this.hits = 0;
+    this.hits = this.waiting = this.unseen = 0;
     const found = [];
     for (const channel of this.channels.values()) {
       for (const entry of channel.entries) {
         entry.row = null;
-        entry.hit = this.shows(entry);
-        if (entry.hit) found.push(entry);
+        const shown = this.shows(entry);
+        entry.hit = Number(shown && entry.kind !== "gap");
+        this.hits += entry.hit;
+        if (entry.seq > this.until) this.waiting += entry.hit;
+        else if (shown) found.push(entry);
       }
     }
-    this.hits = found.length;
     for (const block of this.box.children) sizes.unobserve(block);
     this.box.replaceChildren();
+    this.last = null;
     this.shown = [];
     this.fresh = found.sort((one, other) => one.seq - other.seq).slice(-ROWS);
-    this.waiting = this.unseen = 0;
     this.draw();
   },
   row(entry) {
@@ -306,14 +285,27 @@ const log = {
     row.className = `row ${entry.kind === "line" ? level(entry.text) : entry.kind}`;
     row.dataset.channel = entry.channel.name;
     row.style.setProperty("--hue", hue(entry.channel.name));
-    if (entry.kind === "gap") said.textContent = this.hole(entry);
-    else this.write(said, entry);
+    this.write(said, entry);
     row.append(part("time", "", clock(entry.at)), this.from(entry), said);
     entry.row = row;
+    if (entry.kind === "gap") this.join(entry);
+    this.last = entry;
     return row;
   },
-  from({ kind, channel }) {
-    const from = part("span", "from", kind === "gap" ? "" : visible(channel.name));
+  /** Nineteen channels lose one relay: holes with no line between them are one row, that of the first. */
+  join(gap) {
+    const last = this.last?.head;
+    gap.head = last?.row && last.text === gap.text ? last : gap;
+    if (gap.head === gap) gap.holes = new Set();
+    const { holes, row, text } = gap.head;
+    holes.add(gap.channel);
+    gap.row.hidden = gap.head !== gap;
+    if (holes.size < 2) return;
+    row.children[1].textContent = "";
+    row.lastChild.textContent = `${text.replace(/\.$/, "")} (${holes.size} channels).`;
+  },
+  from({ channel }) {
+    const from = part("span", "from", visible(channel.name));
     from.title = from.textContent;
     return from;
   },
@@ -358,6 +350,7 @@ const log = {
   },
   pause(paused) {
     this.paused = paused;
+    this.until = paused ? this.seq : Infinity;
     this.waiting = 0;
     $("pause").setAttribute("aria-pressed", String(paused));
     if (paused) this.settle();
@@ -366,6 +359,7 @@ const log = {
   /** Bring a line into view, whatever hides it; false where it is no longer kept. */
   show(entry) {
     if (!entry.kept) return false;
+    if (entry.seq > this.until) this.pause(false);
     if (!entry.row) {
       $("filter").value = "";
       this.filter = null;
@@ -382,12 +376,13 @@ const log = {
     }
     this.following = false;
     for (const found of this.box.querySelectorAll(".found")) found.classList.remove("found");
-    entry.row.classList.add("found");
-    entry.row.tabIndex = -1;
-    entry.row.focus({ preventScroll: true });
+    const row = entry.head?.row ?? entry.row;
+    row.classList.add("found");
+    row.tabIndex = -1;
+    row.focus({ preventScroll: true });
     this.settle();
-    entry.row.scrollIntoView({ block: "center" });
-    requestAnimationFrame(() => entry.row?.scrollIntoView({ block: "center" }));  // what stands above it has its size now
+    row.scrollIntoView({ block: "center" });
+    requestAnimationFrame(() => row.scrollIntoView({ block: "center" }));  // what stands above it has its size now
     return true;
   },
   toEnd() {
@@ -403,15 +398,23 @@ const log = {
     $("jump").textContent = this.unseen ? `↓ ${count(this.unseen, "new line")}` : "↓ Latest";
     let kept = 0;
     for (const channel of this.channels.values()) {
-      kept += channel.entries.length;
+      kept += channel.lines;
       say(channel.chip.lastChild, channel.total.toLocaleString("en"));
     }
     say($("count"), this.filter ? `${this.hits.toLocaleString("en")} of ${count(kept, "line")} match` : kept ? count(kept, "line") : "");
     say($("pause"), this.paused ? (this.waiting ? `Resume (${this.waiting.toLocaleString("en")} waiting)` : "Resume") : "Pause");
     $("copy").disabled = $("download").disabled = $("clear").disabled = !kept;
     $("empty").hidden = this.shown.length > 0 || this.fresh.length > 0;
-    say($("empty-text"), kept ? (this.paused ? "Paused." : "No line of those that have come is among the channels and the filter chosen.")
-      : "Nothing published yet. Lines appear here as the run writes them.");
+    this.vacant(kept);
+  },
+  /** Why no line is there. That none was published nobody can know who is not connected. */
+  vacant(kept) {
+    const streams = [...this.channels.values()].map(channel => channel.stream);
+    const why = kept ? (this.paused ? "Paused." : "No line of those that have come is among the channels and the filter chosen.")
+      : !streams.some(stream => stream?.state === "live" && !stream.missing) ? "Not connected: what is published now does not come here."
+      : this.cleared ? "Cleared. New lines appear here as the run writes them."
+      : "Nothing published since this page was opened. Lines appear here as the run writes them.";
+    say($("empty-text"), why);
   },
   scrolled() {
     // A window that turns or shrinks scrolls too, and says so first; that is no reader who wants to look back.
@@ -429,9 +432,9 @@ const log = {
   clear() {
     for (const channel of this.channels.values()) {
       for (const entry of channel.entries) entry.kept = false;
-      Object.assign(channel, { entries: [], size: 0, total: 0 });
+      Object.assign(channel, { entries: [], lines: 0, size: 0, total: 0 });
     }
-    Object.assign(this, { following: true, unread: 0, gap: null });
+    Object.assign(this, { following: true, unread: 0, gap: null, cleared: true });
     this.redraw();
   },
   end() {
@@ -440,17 +443,17 @@ const log = {
     this.channels.clear();
     $("chips").replaceChildren();
     $("filter").value = "";
-    this.filter = null;
+    Object.assign(this, { filter: null, cleared: false });
     this.pause(false);
   },
   async copy() {
-    const lines = [...this.shown, ...this.fresh].map(entry => `${clock(entry.at)} ${entry.channel.name} ${said(entry)}`);
+    const lines = [...this.shown, ...this.fresh].map(entry => `${clock(entry.at)} ${entry.channel.name} ${entry.text}`);
     const copied = await clip(`${lines.join("\n")}\n`);
     flash($("copy"), copied ? "Copied" : "Not allowed", copied ? `${count(lines.length, "line")} copied` : "The browser does not let this page copy");
   },
   download() {
     const all = [...this.channels.values()].flatMap(channel => channel.entries).sort((one, other) => one.seq - other.seq);
-    const lines = all.map(entry => `${new Date(entry.at).toISOString()}\t${entry.channel.name}\t${said(entry)}\n`);
+    const lines = all.map(entry => `${new Date(entry.at).toISOString()}\t${entry.channel.name}\t${entry.text}\n`);
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob(lines, { type: "text/plain;charset=utf-8" }));
     link.download = `${current.run.replaceAll(";", "_")}-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.log`;
@@ -463,13 +466,11 @@ const log = {
 /** The end stays in view when a block takes its size, or the log itself another one. */
 const sizes = new ResizeObserver(() => log.toEnd());
 
-function said(entry) { return entry.holes ? log.hole(entry) : entry.text; }
-
 /** A text as it is read, for the filter: without the sequences that colour it. */
 function plain(text) { return text.includes("\x1b") ? visible(text) : text; }
 
 function level(text) {
-  const [, word] = /\b(CRITICAL|FATAL|ERROR|WARNING|WARN|DEBUG|Traceback \(most recent)\b/.exec(text.slice(0, 160)) ?? [];
+  const [, word] = /\b(CRITICAL|FATAL|ERROR|WARNING|WARN|DEBUG|Traceback \(most recent)\b/.exec(plain(text.slice(0, 160))) ?? [];
   return !word ? "" : word.startsWith("WARN") ? "warning" : word === "DEBUG" ? "debug" : "error";
 }
 
@@ -505,16 +506,23 @@ function flash(element, text, sentence) {
 
 // --- exceptions --------------------------------------------------------------------------------------------------
 
+/** What a job was to do, by a line of it. */
+function call({ text }) { return /^rq:\S+ +[A-Z]+\s*(.*)/.exec(text)?.[1] ?? ""; }
+
 /** Jobs that failed: the line that says so, and what its channel says after it until another job speaks. */
 const exceptions = {
-  list: [], open: new Map(), dirty: false,
+  list: [], open: new Map(), dirty: false, more: 0,
 
   take(entry) {
+    if (entry.kind === "completed") for (const item of this.list) item.mended ||= call(item.entry) === call(entry);
     let item = this.open.get(entry.channel);
     if (entry.kind === "exception") {
-      item = { entry, lines: [], last: entry.at, element: null, pre: part("pre", "") };
+      item = { entry, lines: [], last: entry.at, element: null, pre: part("pre", ""), mended: false };
       this.list.unshift(item);
-      for (const old of this.list.splice(TRACE.kept)) old.element?.remove();
+      for (const old of this.list.splice(TRACE.kept)) {
+        old.element?.remove();
+        this.more++;
+      }
       this.open.set(entry.channel, item);
     } else if (!item) return;
     else if (item.lines.length >= TRACE.lines || !this.belongs(entry, item)) return void this.open.delete(entry.channel);
@@ -535,13 +543,13 @@ const exceptions = {
       item.dirty = false;
     }
     $("exceptions").hidden = !this.list.length;
-    say($("exceptions-title").firstChild, count(this.list.length, "job failed", "jobs failed"));
+    if (!this.list.length) this.more = 0;
+    say($("exceptions-title").firstChild, `${count(this.list.length + this.more, "job failed", "jobs failed")}${this.more ? `, the last ${this.list.length} of them here` : ""}`);
     title();
   },
   build(item) {
     const { entry, pre } = item, what = part("div", "what");
-    const head = /^rq:\S+ +EXCEPTION\s*(.*)/.exec(entry.text)?.[1] ?? "";
-    const name = part("b", "", visible(head.slice(0, 200)) || "EXCEPTION");
+    const name = part("b", "", visible(call(entry).slice(0, 200)) || "EXCEPTION");
     const show = button("Show line", () => {
       if (!log.show(entry)) Object.assign(show, { disabled: true, textContent: "Line no longer kept" });
     });
@@ -569,19 +577,22 @@ const exceptions = {
 
 // --- the checklist -------------------------------------------------------------------------------------------------
 
-/**
- * What is done, and what is locked because it runs. A snapshot has no times but the newest, so the times here are those
- * at which this page saw a change, and what was there before it looked has none.
- */
+/** A property of a table from outside, where it has it itself. */
+function own(table, name) { return table && Object.hasOwn(table, name) ? table[name] : undefined; }
+
+/** A time of a worker, in ms; 0 where there is none, or one that no calendar has. */
+function moment(seconds) { return new Date(1000 * seconds).getTime() || 0; }
+
+/** What is done, and what is locked because it runs. When a step was done, and why it is stale, is the relay's word. */
 const checks = {
-  items: new Map(), since: 0, known: 0, worked: 0,
+  items: new Map(), times: null, since: 0, known: 0, blind: true, worked: null, workedAt: 0,
 
   build() {
     this.items.clear();
-    Object.assign(this, { since: 0, worked: 0 });
+    Object.assign(this, { times: null, since: 0, known: 0, blind: true, worked: null });
     $("checks").replaceChildren(...GROUPS.map(([title, items]) => this.group(title, items)));
-    for (const id of ["locks", "seen"]) $(id).hidden = true;
-    say($("progress"), "");
+    $("locks").hidden = true;
+    say($("progress"), "not known yet");
   },
   group(title, items) {
     const group = document.createElement("div"), list = document.createElement("ul");
@@ -593,86 +604,83 @@ const checks = {
     const element = document.createElement("li"), word = part("span", "word"), why = part("span", "why");
     element.dataset.item = name;
     element.dataset.state = "open";
-    const mark = svg("svg", { viewBox: "0 0 20 20", "aria-hidden": "true" });
+    const mark = svg("svg", { viewBox: "0 0 20 20", role: "img", "aria-label": "open" });
     mark.append(svg("circle", { cx: 10, cy: 10, r: 8 }), svg("path", { d: "M6.2 10.3l2.6 2.6 5-5.4" }));
     element.append(mark, part("span", "", visible(label)), word, why);
-    this.items.set(name, { name, label: visible(label), element, word, why, done: false, doneAt: 0, fell: null, changedAt: 0, run: null, last: null, spent: 0, whole: true });
+    this.items.set(name, { name, label: visible(label), element, word, why, done: false, doneAt: 0, startedAt: 0, anew: false, run: null, ran: 0, whole: true, after: 0 });
     return element;
   },
-  show({ checklist = {}, lock_statuses: locks = {} }) {
-    const now = Date.now(), first = !this.since;
-    this.known = now;
-    this.since ||= now;
+  /** Nobody looks from here on, until the next state that is current. */
+  lose(since) {
+    this.blind = true;
+    if (this.known) this.known = since;
+  },
+  show({ checklist = {}, lock_statuses: locks = {} }, times, missing) {
+    const now = Date.now(), { blind, since, known } = this;
+    Object.assign(this, { times, blind: missing, since: since || now, known: missing ? known : now });
     const unknown = Object.keys(checklist).filter(name => !this.items.has(name)).slice(0, 50);
     if (unknown.length) $("checks").append(this.group("More", unknown.map(name => [name, name])));
-    const { running, others } = this.running(checklist, locks);
     for (const item of this.items.values()) {
-      if (item.done !== !!checklist[item.name]) this.turn(item, now, first);
-      if (running.has(item.name) !== !!item.run) this.lock(item, now, first);
+      if (blind && item.run) this.end(item, known, true);  // it may have ended unseen, and have begun again
+      item.startedAt = moment(own(times?.started, item.name));
+      this.turn(item, !!checklist[item.name], moment(own(times?.done, item.name)), since && known);
     }
-    for (const item of this.items.values()) if (item.fell) item.fell.causes ??= this.causes(item);
+    const { running, others } = this.running(locks);
+    for (const item of this.items.values()) {
+      if (item.run && !running.has(item)) this.end(item, now, false);
+      else if (!item.run && running.has(item)) this.begin(item, now, !blind);
+    }
     $("locks").hidden = !others.length;
-    say($("locks"), `Locked: ${others.map(visible).join(", ")}`);
-    $("seen").hidden = ![...this.items.values()].some(item => item.doneAt || item.run);
+    const named = others.slice(0, 8).map(name => visible(name.length > 40 ? `${name.slice(0, 40)}…` : name));
+    say($("locks"), `Locked: ${named.join(", ")}${others.length > 8 ? ` and ${others.length - 8} more` : ""}`);
     this.tick();
     timeline.ask();
   },
-  running(checklist, locks) {
+  running(locks) {
     const held = [...new Set(Object.keys(locks).filter(name => locks[name]).map(name => name.replace(/\.nodb$/, "")))];
     const running = new Set();
     const others = held.filter(name => {
-      const items = (LOCKED[name] ?? [name]).filter(item => this.items.has(item));
-      if (items.length) running.add(items.find(item => !checklist[item]) ?? items[0]);
+      const items = (LOCKED.get(name) ?? [name]).map(item => this.items.get(item)).filter(Boolean);
+      if (items.length) running.add(items.find(item => item.startedAt > item.doneAt) ?? items.find(item => !item.done) ?? items[0]);
       return !items.length;
     });
     return { running, others };
   },
-  /** The tick of an item has come or fallen. */
-  turn(item, now, first) {
-    item.done = !item.done;
-    if (first) return;
-    if (item.done) item.doneAt = now;
-    else item.fell = { at: now, was: item.doneAt, causes: null };
-    if (item.done) item.fell = null;
-    else Object.assign(item, { doneAt: 0, spent: 0, whole: true });
-    item.changedAt = now;
-    timeline.mark(item, now);
+  /** Whether an item is ticked, and when it was last done; `known` is the time up to which that of before held. */
+  turn(item, done, doneAt, known) {
+    const ticked = done !== item.done, again = done && item.doneAt && doneAt !== item.doneAt;
+    if (!doneAt && item.doneAt) item.ran = 0;
+    Object.assign(item, { done, doneAt });
+    if (!known || !(ticked || again)) return;
+    item.anew = done;
+    // Somewhere in that second; or now, where the clock of the worker is another one.
+    const at = done ? doneAt : Math.max(...this.newer(item).map(other => moment(own(this.times.done, other)))), now = Date.now();
+    timeline.mark(item, Math.min(now, at > known - 60000 ? at + 999 : now));
   },
-  /** An item was locked or let go. */
-  lock(item, now, first) {
-    if (item.run) {
-      item.last = { from: item.run.from, to: now };
-      item.spent += now - item.run.from;
-      item.whole &&= item.run.exact;
-      item.run = null;
-      this.worked = now;
-    } else {
-      item.run = { from: now, exact: !first };
-    }
-    item.changedAt = now;
+  begin(item, now, exact) {
+    if (item.after !== item.doneAt) Object.assign(item, { ran: 0, whole: true, after: item.doneAt });
+    item.run = { from: now, exact };
     timeline.span(item, now);
   },
-  state(item) { return item.run ? "running" : item.done ? "done" : this.stale(item) ? "stale" : "open"; },
-  needs(item) { return (NEWER_THAN[item.name] ?? []).map(name => this.items.get(name)); },
-  /** Which of those that an item depends on changed after it was done: they took its tick. */
-  causes(item) {
-    const changed = this.needs(item).filter(other => other.changedAt > item.fell.was);
-    const newer = changed.filter(other => other.done);  // those that fell with it have no newer time
-    return newer.length ? newer : changed;
+  end(item, at, unseen) {
+    const to = Math.max(at, item.run.from);
+    item.ran += to - item.run.from;
+    item.whole &&= item.run.exact && !unseen;
+    item.run = null;
+    if (!unseen) Object.assign(this, { worked: item, workedAt: to });
+    timeline.span(item, to);
   },
-  /** Why an item that was done is not: what it depends on was done after it. "" where nothing says so. */
-  stale(item) {
-    if (item.done || (item.fell && item.last?.to > item.fell.at)) return "";  // or it was done anew itself, and did not end well
-    const proven = [...this.items.values()].some(other => other.done && PROVES[other.name]?.includes(item.name));
-    const causes = item.fell?.causes?.length ? item.fell.causes : proven ? this.needs(item) : [];
-    const runs = item.fell && causes.find(other => other.run);
-    if (runs) return `${runs.label} is being done anew`;
-    const names = causes.map(other => other.label);
-    return names.length ? `older than ${names.join(names.length > 2 ? ", " : " or ").replace(/, ([^,]*)$/, " or $1")}` : "";
+  state(item) { return item.run ? "running" : item.done ? "done" : own(this.times?.stale, item.name) ? "stale" : "open"; },
+  /** Those that took its tick from an item: they were done after it. */
+  newer(item) { return own(this.times?.stale, item.name) ?? []; },
+  why(item, state) {
+    const names = state === "stale" ? this.newer(item).map(name => this.items.get(name)?.label ?? visible(name)) : [];
+    if (names.length) return `older than ${names.join(", ").replace(/, ([^,]*)$/, " and $1")}`;
+    return state === "open" && item.ran && item.whole ? `ran ${lasting(item.ran)}, not done` : "";
   },
   /** The time up to which the checklist is known: while the connection is away it stands still. */
   now() {
-    const live = current.list?.state === "live" && !current.list.missing;
+    const live = current.list?.state === "live" && !this.blind;
     if (live) this.known = Date.now();
     return { now: this.known, live };
   },
@@ -684,19 +692,29 @@ const checks = {
       const state = this.state(item);
       done += item.done;
       running += state === "running";
-      if (item.element.dataset.state !== state) item.element.dataset.state = state;
+      if (item.element.dataset.state !== state) {
+        item.element.dataset.state = state;
+        item.element.firstChild.setAttribute("aria-label", state);
+      }
       say(item.word, this.word(item, state, now));
-      say(item.why, state === "stale" ? this.stale(item) : state === "open" && item.last && item.last.to > (item.fell?.at ?? 0) ? `ran ${lasting(item.last.to - item.last.from)}, not done` : "");
-      const about = item.doneAt ? `Seen done at ${clock(item.doneAt)}` : item.done ? `Done before ${clock(this.since)}, when this page began to look` : "";
+      say(item.why, this.why(item, state));
+      const about = item.doneAt ? `Last done ${new Date(item.doneAt).toString().slice(0, 24)}` : "";
       if (item.element.title !== about) item.element.title = about;
     }
-    say($("progress"), `${done} done${running ? `, ${running} running` : ""}${live ? "" : `, as of ${clock(now)}`}`);
+    say($("progress"), `${done} done${running ? `, ${running} running` : ""}${live ? "" : now ? `, as of ${clock(now)}` : ", as of earlier"}`);
   },
+  /** When it was done, and how long it took or takes; what was not seen whole has no length. */
   word(item, state, now) {
-    if (state === "running") return `running ${item.run.exact ? "" : "> "}${lasting(now - item.run.from)}`;
+    const { run, startedAt, doneAt, ran, whole, after } = item;
+    if (state === "running") {
+      const said = startedAt > doneAt, time = lasting(now - (said ? startedAt : run.from));
+      return said || run.exact ? `running ${time}` : time.startsWith("<") ? "running" : `running > ${time}`;
+    }
     if (state === "stale") return "stale";
-    if (state === "open" || !item.doneAt) return "";
-    return `${clock(item.doneAt)}${item.spent && item.whole ? ` · ${lasting(item.spent)}` : ""}`;
+    if (state === "open" || !doneAt) return "";
+    const day = new Date(doneAt).toDateString();
+    const took = startedAt ? doneAt - startedAt : (whole && after !== doneAt && ran) || -1;
+    return `${day === new Date().toDateString() ? clock(doneAt) : day.slice(4, 10)}${took < 0 ? "" : ` · ${lasting(took)}`}`;
   },
   busy() { return [...this.items.values()].some(item => item.run); },
 };
@@ -783,17 +801,22 @@ const timeline = {
 
 const current = { run: "", list: null, holes: 0, large: 0, seenHoles: 0, seenLarge: 0 };
 
-const STATES = { live: "connected", connecting: "connecting", stale: "stale", waiting: "reconnecting", refused: "refused", stopped: "stopped" };
+const STATES = { none: "without a channel", live: "connected", connecting: "connecting", stale: "stale", waiting: "reconnecting", refused: "refused", stopped: "stopped" };
 
-function badge(id, label, streams, messages) {
+/** Not there, or trying to be again: only the first try of all is no loss. */
+function lost({ state, attempt, missing }) {
+  return ["stale", "waiting", "refused"].includes(state) || (state === "connecting" && (attempt > 0 || missing));
+}
+
+function badge(id, label, streams, messages, doubt) {
   const element = $(id), now = Date.now();
   const states = streams.map(stream => stream.state === "stopped" ? "connecting" : stream.state);
-  const state = ["stale", "waiting", "connecting", "refused"].find(name => states.includes(name)) ?? "live";
+  const state = streams.length ? ["stale", "waiting", "connecting", "refused"].find(name => states.includes(name)) ?? "live" : "none";
   const live = states.filter(name => name === "live").length, missing = streams.some(stream => stream.missing);
   element.dataset.state = state;
   element.toggleAttribute("data-missing", missing);
   const partly = live && live < streams.length && state !== "live" ? ` (${live} of ${streams.length} connected)` : "";
-  say(element.firstChild, `${label} ${STATES[state]}${partly}${missing && state === "live" ? ", lines may be missing" : ""}`);
+  say(element.firstChild, `${label} ${STATES[state]}${partly}${missing && state === "live" ? `, ${doubt}` : ""}`);
   const retry = Math.min(...streams.filter(stream => stream.retryAt > now).map(stream => stream.retryAt));
   const last = Math.max(0, ...streams.map(stream => stream.lastMessageAt));
   const wait = retry < Infinity ? `back in ${Math.ceil((retry - now) / 1000)} s` : "";
@@ -807,31 +830,41 @@ function notice() {
   const words = [];
   const reason = [...refused, current.list].find(stream => stream?.state === "refused")?.closeReason;
   if (reason !== undefined) words.push(`The relay refuses ${refused.length === streams.length || !refused.length ? "this run" : refused.map(stream => visible(stream.channel)).join(", ")}: ${visible(reason || "no reason given")}.`);
-  const strange = [...streams, current.list].every(stream => !stream.lastFrameAt) && streams.find(stream => stream.closeReason);
-  if (strange) words.push(`Not connected: ${visible(strange.closeReason)}.${address.query().has("token") ? "" : " Where it asks for a token, open this page with ?token=."}`);
-  if (holes) words.push(streams.some(stream => stream.missing) ? "Lines may be missing from here on, until the log is whole again." : `Lines may be missing: ${count(holes, "gap")}. The log is whole again since.`);
+  const strangers = [...streams, current.list].filter(stream => !stream.lastFrameAt && stream.closeReason && stream.state !== "refused");
+  if (strangers.length) words.push(`${strange(strangers, streams)}: ${visible(strangers[0].closeReason)}.${address.query().has("token") ? "" : " Where it asks for a token, open this page with ?token=."}`);
+  if (refused.some(stream => stream.missing)) words.push("Lines are missing since.");
+  else if (holes) words.push(streams.some(stream => stream.missing) ? "Lines may be missing from here on, until the log is whole again." : `Lines may be missing: ${count(holes, "gap")}. The log is whole again since.`);
   if (large) words.push(`${count(large, "line")} larger than the relay forwards ${large === 1 ? "was" : "were"} left out.`);
   $("notice").hidden = !words.length;
   $("show-gap").hidden = $("seen-gap").hidden = !(holes || large);
   say($("notice").firstChild, words.join(" "));
 }
 
+/** Who of all has never been connected. */
+function strange(strangers, streams) {
+  const channels = strangers.filter(stream => stream !== current.list), list = strangers.includes(current.list);
+  if (channels.length === streams.length) return `Not connected${list ? "" : " to the log"}`;
+  const names = channels.slice(0, 5).map(stream => visible(stream.channel));
+  if (channels.length > 5) names.push("others");
+  return `Not connected to ${[...names, ...(list ? ["the checklist"] : [])].join(", ")}`;
+}
+
 function title() {
   const name = current.run ? visible(current.run) : "";
   const streams = current.list ? [current.list, ...[...log.channels.values()].map(channel => channel.stream)] : [];
-  const lost = streams.some(stream => ["stale", "waiting", "refused"].includes(stream.state));
-  const over = checks.worked && !checks.busy() && Date.now() - checks.worked > 3000;
-  const mark = lost ? "✗ no connection:" : exceptions.list.length ? "✗ failed:" : over ? "✓ done" : log.unread ? `● ${log.unread}` : "●";
+  const over = checks.worked?.done && checks.worked.anew && !checks.blind && !checks.busy() && Date.now() - checks.workedAt > 3000;
+  const mark = streams.some(lost) ? "✗ no connection:" : exceptions.list.some(item => !item.mended) ? "✗ failed:" : over ? "✓ done" : log.unread ? `● ${log.unread}` : "●";
   const text = name ? `${mark} ${name} · WEPPcloud run` : "WEPPcloud run";
   if (document.title !== text) document.title = text;
 }
 
 function connections() {
   if (!current.list) return;
-  badge("status-badge", "Log", [...log.channels.values()].map(channel => channel.stream), "line");
-  badge("preflight-badge", "Checklist", [current.list], "change");
+  badge("status-badge", "Log", [...log.channels.values()].map(channel => channel.stream), "line", "lines may be missing");
+  badge("preflight-badge", "Checklist", [current.list], "change", "may be out of date");
   $("checks").classList.toggle("stale", current.list.state !== "live" || current.list.missing);
   for (const { chip, stream } of log.channels.values()) chip.dataset.state = stream.state;
+  if (!$("empty").hidden) log.settle();
   notice();
   title();
 }
@@ -905,7 +938,9 @@ function watch() {
   $("empty-run").textContent = run;
   current.list = new ChecklistStream({ run, token: address.query().get("token") ?? "", autostart: false });
   const list = current.list;
-  list.addEventListener("snapshot", ({ detail }) => { if (list === current.list && detail) checks.show(detail); });
+  const show = () => { if (list === current.list && list.snapshot) checks.show(list.snapshot, list.times, list.missing); };
+  for (const event of ["times", "snapshot", "ready"]) list.addEventListener(event, show);
+  list.addEventListener("gap", ({ detail }) => { if (list === current.list) checks.lose(Math.min(detail.since ?? Date.now(), Date.now())); });
   for (const event of ["state", "gap", "ready"]) list.addEventListener(event, askConnections);
   list.start();
   const named = address.channels().map(name => [name, wrongChannel(name)]);
@@ -918,7 +953,7 @@ function watch() {
 /** To the page of a run, as a step that the back button takes back. */
 function go(run) {
   if (run !== address.run()) history.pushState(null, "", address.of(run));
-  watch();
+  if (run !== current.run) watch();
   $("log").focus({ preventScroll: true });
 }
 
@@ -926,6 +961,7 @@ function go(run) {
 function complain(field, id, problem) {
   $(id).hidden = !problem;
   say($(id), problem);
+  if (problem) $(id).scrollIntoView({ block: "nearest" });
   $(field).setAttribute("aria-invalid", String(!!problem));
 }
 

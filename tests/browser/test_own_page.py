@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+import socket
+import time
 
 import pytest
 import pytest_asyncio
@@ -20,6 +22,10 @@ JOB = "rq:7f7f7f7f-0000-4000-8000-000000000000"
 BUILT = {"timestamps:build_channels": 10, "timestamps:set_outlet": 20, "timestamps:abstract_watershed": 30}
 INPUTS = {"timestamps:build_landuse": 40, "timestamps:build_soils": 50, "timestamps:build_climate": 60}
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.asyncio(loop_scope="module")]
+
+
+def clock(seconds):
+    return time.strftime("%H:%M:%S", time.localtime(seconds))
 
 
 class Watched:
@@ -92,6 +98,7 @@ async def test_it_shows_the_log_and_the_checklist(watch):
     await expect(run.page.locator(".row[data-channel=soils] .said")).to_have_text("<i>Building</i> soils")
     await expect(run.rows).to_have_count(1)
     await expect(run.page.locator("li[data-state=done]")).to_have_attribute("data-item", "channels")
+    await expect(run.item("channels").get_by_role("img", name="done")).to_be_visible()
     await expect(run.page.locator(".chip:visible")).to_have_text("soils1")
     assert run.tab.complaints == []
 
@@ -118,6 +125,15 @@ async def test_it_takes_its_token_along(relay, watch):
     await run.live()
     await expect(run.page).to_have_title(re.compile("other-run"))
     assert run.tab.complaints == []
+
+
+async def test_a_permission_that_ends_does_not_promise_what_was_missed(relay, watch):
+    token = Keys(SECRET).sign([RUN], ["*"], 4)
+    run = await watch(f"/run/{RUN}{FEW}&token={token}", process=relay(env={"RELAY_TOKEN_SECRET": SECRET}))
+    notice = run.page.locator("#notice [role=status]")
+    await expect(notice).to_have_text(
+        re.compile(r"^The relay refuses this run: .*permission.*\. Lines are missing since\.$"), timeout=15_000
+    )
 
 
 async def test_a_run_is_chosen_by_hand_and_the_back_button_goes_back(watch):
@@ -280,6 +296,27 @@ async def test_a_pause_collects(watch):
     await expect(pause).to_have_text("Pause")
 
 
+async def test_a_pause_lasts_while_other_lines_are_chosen(watch):
+    run = await watch()
+    run.publish("wepp", "before")
+    await expect(run.rows).to_have_count(1)
+    pause = run.page.locator("#pause")
+    await pause.click()
+    run.publish("wepp", *(f"later {n}" for n in range(5)), f"{JOB} EXCEPTION f(x)")
+    run.publish("soils", "later too")
+    await expect(pause).to_have_text("Resume (7 waiting)")
+    await run.page.locator(".chip[data-channel=soils]").click()
+    await expect(pause).to_have_text("Resume (6 waiting)")
+    await expect(run.rows).to_have_count(1)
+    await run.page.locator("#filter").fill("later")
+    await expect(pause).to_have_text("Resume (5 waiting)")
+    await expect(run.rows).to_have_count(0)
+    await run.page.get_by_role("button", name="Show line").click()
+    await expect(run.page.locator(".row.found .said")).to_have_text(f"{JOB} EXCEPTION f(x)")
+    await expect(pause).to_have_text("Pause")
+    assert run.tab.complaints == []
+
+
 async def test_lines_are_copied_and_kept_in_a_file(watch):
     run = await watch()
     await run.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -309,6 +346,7 @@ async def test_lines_are_copied_and_kept_in_a_file(watch):
     assert re.sub(r"^\S+Z", "T", text, flags=re.M) == "T\twepp\tone\nT\twepp\ttwo\nlines\nT\tsoils\tclay\n"
     await run.page.locator("#clear").click()
     await expect(run.rows).to_have_count(0)
+    await expect(run.page.locator("#empty")).to_contain_text("Cleared. New lines appear here")
     await expect(run.page.locator("#copy")).to_be_disabled()
     assert run.tab.complaints == []
 
@@ -330,9 +368,10 @@ async def test_the_title_of_a_tab_in_the_background_counts_lines(watch):
 async def test_levels_and_colours_are_shown(watch):
     run = await watch()
     run.publish("wepp", "ERROR: a", "2026 WARNING b", "0 errors", "\x1b[1;31mred\x1b[0m", f"{JOB} STARTED f(x)")
-    await expect(run.rows).to_have_count(5)
+    run.publish("wepp", "\x1b[31mERROR\x1b[0m c")
+    await expect(run.rows).to_have_count(6)
     assert [await row.get_attribute("class") for row in await run.rows.all()] == [
-        *("row error", "row warning", "row ", "row ", "row started"),
+        *("row error", "row warning", "row ", "row ", "row started", "row error"),
     ]
     red = run.page.locator(".said > .ansi-bold")
     await expect(red).to_have_text("red")
@@ -359,49 +398,151 @@ async def test_exceptions_are_collected_and_lead_to_their_lines(watch):
     await expect(panel.locator("h3")).to_have_text("2 jobs failed")
     await panel.get_by_role("button", name="Dismiss: g()").press("Enter")
     await expect(panel.locator("h3")).to_have_text("1 job failed")
+    # The same done again and well is no failure any more, whatever else is still to be read of it.
+    run.publish("wepp", "rq:other COMPLETED run_wepp_rq(some-run)")
+    await expect(run.page).to_have_title(re.compile("^● "))
+    run.publish("wepp", *(f"rq:{n} EXCEPTION f({n})" for n in range(21)))
+    await expect(panel.locator("h3")).to_have_text("22 jobs failed, the last 20 of them here")
     await panel.get_by_role("button", name="Dismiss all").press("Enter")
     await expect(panel).to_be_hidden()
     await expect(run.log).to_be_focused()
     assert run.tab.complaints == []
 
 
-async def test_a_step_says_when_it_ran_and_why_it_is_stale(watch):
+async def test_a_step_says_when_it_ran_and_why_it_is_stale(watch, redis_url):
+    now = int(time.time())
+    past = {field: now - 1000 + at for field, at in (BUILT | INPUTS | {"timestamps:run_wepp": 70}).items()}
+    with redis.Redis.from_url(redis_url) as worker:
+        worker.hset(RUN, mapping=past | {"started:run_wepp": now - 1000, "timestamps:build_channels": 1000})
     run = await watch()
-    run.write(BUILT | INPUTS | {"timestamps:run_wepp": 70})
     await expect(run.page.locator("#progress")).to_have_text("7 done")
+    # Of what was done before the page was opened too.
+    await expect(run.item("wepp").locator(".word")).to_have_text(f"{clock(now - 930)} · 1:10 min")
+    await expect(run.item("channels").locator(".word")).to_have_text("Jan 01")
     run.write({"locked:landuse.nodb": "true"})
     await expect(run.item("landuse")).to_have_attribute("data-state", "running")
     await expect(run.item("landuse").locator(".word")).to_have_text(re.compile(r"^running (< )?1 s$"))
     await expect(run.page.locator("#progress")).to_have_text("7 done, 1 running")
-    run.write({"locked:landuse.nodb": "false", "timestamps:build_landuse": 80, "locked:odd": "true"})
+    run.write({"locked:landuse.nodb": "false", "timestamps:build_landuse": now, "locked:odd": "true"})
     await expect(run.item("landuse")).to_have_attribute("data-state", "done")
+    await expect(run.item("landuse").locator(".word")).to_have_text(re.compile(rf"^{clock(now)} · (< )?\d s$"))
     await expect(run.page.locator("#locks")).to_have_text("Locked: odd")
     for name in ("soils", "wepp"):
         await expect(run.item(name)).to_have_attribute("data-state", "stale")
         await expect(run.item(name).locator(".why")).to_have_text("older than Land use")
-    run.write({"timestamps:build_soils": 90})
-    await expect(run.item("soils").locator(".word")).to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
+    run.write({"timestamps:build_soils": now + 1})
+    await expect(run.item("soils").locator(".word")).to_have_text(clock(now + 1))
+    await expect(run.item("wepp").locator(".why")).to_have_text("older than Land use and Soils")
     picture = run.page.locator("#picture svg")
     assert "Land use" in await picture.locator("text").all_text_contents()
     assert await picture.locator("rect.bar").count() == 1
     words = await run.page.locator("#timeline-text li").all_text_contents()
-    said = "; ".join(re.sub(r"\d\d:\d\d:\d\d", "T", line) for line in words)
-    assert "Land use: ran T to T, done at T; " in said
-    assert "Soils: done at T, no longer done at T, done at T; " in said
+    said = "; ".join(re.sub(r"ran \d\d:\d\d:\d\d to \d\d:\d\d:\d\d", "ran", line) for line in words)
+    assert f"Land use: ran, done at {clock(now)}" in said
+    assert f"Soils: no longer done at {clock(now)}, done at {clock(now + 1)}" in said
     await expect(run.page).to_have_title(re.compile("^✓ done "))
+    await run.page.reload()
+    await expect(run.item("soils").locator(".word")).to_have_text(clock(now + 1))
+    await expect(run.item("wepp").locator(".why")).to_have_text("older than Land use and Soils")
+    run.write({"timestamps:build_landuse": 10**18, "timestamps:run_wepp": "soon"})  # no such times
+    await expect(run.item("landuse").locator(".word")).to_have_text("")
+    await expect(run.item("wepp")).to_have_attribute("data-state", "open")
     assert run.tab.complaints == []
 
 
-async def test_a_tick_proves_that_another_step_is_only_too_old(watch, redis_url):
-    with redis.Redis.from_url(redis_url) as worker:
-        worker.hset(RUN, mapping=BUILT | INPUTS | {"timestamps:run_wepp": 70, "timestamps:build_landuse": 65})
+async def test_a_step_that_begins_again_is_neither_stale_nor_the_cause(watch):
     run = await watch()
-    await expect(run.item("wepp")).to_have_attribute("data-state", "done")
-    await expect(run.item("soils")).to_have_attribute("data-state", "stale")
-    await expect(run.item("soils").locator(".why")).to_have_text(
-        "older than Subcatchments, Land use or Rangeland cover"
-    )
-    await expect(run.item("rhem")).to_have_attribute("data-state", "open")
+    now = int(time.time())
+    run.write({"locked:landuse": "true"})
+    await expect(run.item("landuse")).to_have_attribute("data-state", "running")
+    run.write({field: now - 1000 + at for field, at in (BUILT | INPUTS | {"timestamps:run_wepp": 70}).items()})
+    run.write({"locked:landuse": "false"})
+    await expect(run.page.locator("#progress")).to_have_text("7 done")
+    with redis.Redis.from_url(run.url) as worker:
+        worker.hdel(RUN, "timestamps:build_landuse")
+    await expect(run.item("landuse")).to_have_attribute("data-state", "open")
+    await expect(run.item("landuse").locator(".why")).to_have_text("")
+    run.write({"started:build_landuse": now - 100, "locked:landuse": "true"})
+    await expect(run.item("landuse").locator(".word")).to_have_text(re.compile(r"^running 1:4\d min$"))
+    for name in ("soils", "wepp"):
+        await expect(run.item(name).locator(".why")).not_to_contain_text("Land use")
+
+
+async def test_what_it_did_not_see_whole_has_no_length(relay, redis_server, watch):
+    run = await watch(process=relay(env={"REDIS_URL": redis_server.url}), url=redis_server.url)
+    run.write(BUILT | {"locked:climate.nodb": "true"})
+    await expect(run.item("climate")).to_have_attribute("data-state", "running")
+    redis_server.kill()
+    await expect(run.page.locator("#checks")).to_have_class("checks stale")
+    redis_server.start("--notify-keyspace-events", "Kghx")
+    done = int(time.time()) - 5
+    run.write(BUILT | {"timestamps:build_climate": done})
+    await expect(run.item("climate")).to_have_attribute("data-state", "done")
+    await expect(run.item("climate").locator(".word")).to_have_text(clock(done))
+    words = run.page.locator("#timeline-text li", has_text="Climate")
+    await expect(words).to_have_text(re.compile(f", done at {clock(done)}$"))
+
+
+async def test_a_lock_may_have_any_name(watch):
+    run = await watch()
+    # Names that every object of JavaScript has.
+    run.write({"locked:constructor": "true", "locked:__proto__": "true", "locked:toString.nodb": "true"} | BUILT)
+    await expect(run.page.locator("#progress")).to_have_text("3 done")
+    await expect(run.page.locator("#locks")).to_have_text("Locked: __proto__, constructor, toString")
+    run.write({f"locked:{'x' * 3000}": "true"} | {f"locked:a{n}": "true" for n in range(10)})
+    await expect(run.page.locator("#locks")).to_have_text(re.compile("^Locked: __proto__, a0, .* and 6 more$"))
+    run.write({f"locked:a{n}": "false" for n in range(10)})
+    await expect(run.page.locator("#locks")).to_have_text(re.compile("constructor, toString, x{40}…$"))
+    assert run.tab.complaints == []
+
+
+async def test_what_was_let_go_and_is_not_done_is_not_called_done(watch):
+    run = await watch()
+    run.write({"locked:landuse.nodb": "true"})
+    await expect(run.item("landuse")).to_have_attribute("data-state", "running")
+    run.write({"locked:landuse.nodb": "false"})
+    await expect(run.item("landuse")).to_have_attribute("data-state", "open")
+    await run.page.evaluate("(now => { Date.now = () => now() + 5000; })(Date.now.bind(Date))")
+    await expect(run.page.locator("#preflight-badge .age")).to_have_text(re.compile("[5-9] s ago"))
+    await expect(run.page).to_have_title(re.compile(f"^● {RUN} "))
+
+
+async def test_while_nobody_answers_there_is_no_connection(relay, watch):
+    process = relay(env={"RELAY_DRAIN": "100ms"})
+    run = await watch(process=process)
+    assert await asyncio.to_thread(process.stop) == 0
+    mute = [socket.create_server(("127.0.0.1", port)) for port in process.ports.values()]  # nobody accepts
+    await expect(run.page.locator("#status-badge")).to_have_attribute("data-state", "connecting", timeout=15_000)
+    await expect(run.page.locator("#preflight-badge")).to_have_attribute("data-state", "connecting", timeout=15_000)
+    assert (await run.page.title()).startswith("✗ no connection: ")
+    for server in mute:
+        server.close()
+
+
+async def test_a_service_that_lets_nobody_in_is_named(relay, new_tab):
+    process = relay(env={"RELAY_STATUS_PUBLIC_URL": "ws://127.0.0.1:1"})
+    page = (await new_tab()).page
+    await page.goto(f"http://127.0.0.1:{process.ports['preflight']}/run/{RUN}{FEW}")
+    await expect(page.locator("#preflight-badge")).to_have_attribute("data-state", "live")
+    await expect(page.locator("#notice")).to_contain_text("Not connected to the log: no answer, or the relay does not")
+    await expect(page.locator("#empty")).to_contain_text("Not connected: what is published now does not come here.")
+
+
+async def test_without_a_channel_no_log_is_called_connected(standing, new_tab):
+    page = (await new_tab()).page
+    await page.goto(f"http://127.0.0.1:{standing.ports['status']}/run/{RUN}?channels=%3Cb%3E")
+    await expect(page.locator("#preflight-badge")).to_have_attribute("data-state", "live")
+    await expect(page.locator("#status-badge")).to_have_text("Log without a channel")
+    await expect(page.locator("#status-badge")).to_have_attribute("data-state", "none")
+
+
+async def test_to_watch_the_same_run_again_changes_nothing(watch):
+    run = await watch()
+    run.publish("wepp", "a line")
+    await expect(run.rows).to_have_count(1)
+    await run.page.locator("#run").press("Enter")
+    await expect(run.log).to_be_focused()
+    await expect(run.rows).to_have_count(1)
 
 
 async def test_it_comes_back_after_a_restart_of_the_relay(relay, watch):
@@ -424,7 +565,7 @@ async def test_it_comes_back_after_a_restart_of_the_relay(relay, watch):
     await expect(run.page.locator("#notice")).to_contain_text("The log is whole again since")
     run.publish("wepp", "after")
     await expect(run.page.locator(".said").last).to_have_text("after")
-    first, *gaps, _last = await run.page.locator(".said").all_text_contents()
+    first, *gaps, _last = await run.page.locator(".row:not([hidden]) .said").all_text_contents()
     assert (first, gaps[0]) == ("before", "Lines may be missing here: the connection was lost (2 channels).")
     assert len(gaps) <= 2  # a channel that came back before the relay had its Redis says that too
     await expect(run.page.locator("#checks")).to_have_class("checks")
@@ -440,15 +581,25 @@ async def test_what_a_redis_outage_hid_is_said(relay, redis_server, watch):
     await expect(run.rows).to_have_count(1)
     redis_server.kill()
     await expect(run.page.locator("#status-badge")).to_contain_text("Log connected, lines may be missing")
+    await expect(run.page.locator("#preflight-badge")).to_contain_text("Checklist connected, may be out of date")
+    late = await watch(process=run.relay, url=redis_server.url)
+    await expect(late.page.locator("#progress")).to_have_text("0 done, as of earlier")
+    late = await watch("/run/other-run?channels=wepp", process=run.relay, url=redis_server.url)
+    await expect(late.page.locator("#progress")).to_have_text("not known yet")
+    await expect(late.page.locator("#empty")).to_contain_text("Not connected: what is published now does not")
     await expect(run.page.locator("#checks")).to_have_class("checks stale")
-    await expect(run.page.locator(".row.gap")).to_have_count(1)
+    await expect(run.page.locator(".row.gap:visible")).to_have_count(1)
     redis_server.start("--notify-keyspace-events", "Kghx")
     await expect(run.page.locator("#status-badge [role=status]")).to_have_text("Log connected")
     await expect(run.page.locator("#checks")).to_have_class("checks")
     await expect(run.page.locator("#notice")).to_contain_text("Lines may be missing: 1 gap.")
     run.publish("wepp", "after")
     gap = "Lines may be missing here: the relay lost Redis (2 channels)."
-    await expect(run.page.locator(".said")).to_have_text(["before", gap, "after"])
+    shown = run.page.locator(".row:not([hidden]) .said")
+    await expect(shown).to_have_text(["before", gap, "after"])
+    # Each channel has its own hole, whichever of the others are shown.
+    await run.page.locator(".chip[data-channel=wepp]").click()
+    await expect(shown).to_have_text(["Lines may be missing here: the relay lost Redis."])
     assert run.tab.complaints == []
 
 
@@ -457,6 +608,12 @@ async def test_a_line_too_large_is_counted(watch):
     run.publish("wepp", "x" * (1 << 20) + "y" * 100, "next")
     await expect(run.page.locator("#notice")).to_contain_text("1 line larger than the relay forwards was left out.")
     await expect(run.page.locator(".said").last).to_have_text("next")
+    run.publish("soils", "x" * (1 << 20) + "y" * 100, "next of soils")
+    # The second hole is where it is, behind a line, and no hole is a line.
+    hole = "Lines may be missing here: a message was too large."
+    await expect(run.page.locator(".row:not([hidden]) .said")).to_have_text([hole, "next", hole, "next of soils"])
+    await expect(run.page.locator(".row:not([hidden]) .from")).to_have_text(["wepp", "wepp", "soils", "soils"])
+    await expect(run.page.locator("#count")).to_have_text("2 lines")
 
 
 async def test_hostile_lines_are_shown_and_do_nothing(watch):
@@ -525,13 +682,30 @@ async def test_nothing_scrolls_sideways(watch):
     await expect(run.rows).to_have_count(3)
     wide = """[...document.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1
         && !e.closest(".unseen")).map(e => e.id || e.className)"""
-    for width in (1280, 768, 360):
+    for width in (1280, 768, 360, 320):
         await run.page.set_viewport_size({"width": width, "height": 740})
         assert await run.page.evaluate(wide) == [], f"wider than {width}"
         assert await run.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert await run.page.evaluate("log.clientHeight > 100 && log.scrollWidth <= log.clientWidth")
     await run.page.goto(run.address)
     assert await run.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+async def test_many_channels_leave_room_for_the_log(watch):
+    names = [f"channel_{n}" for n in range(30)]
+    run = await watch(f"/run/{RUN}?channels={','.join(names)}", viewport={"width": 768, "height": 1024})
+    for name in names:
+        run.publish(name, "a line")
+    await expect(run.page.locator(".chip:visible")).to_have_count(30)
+    assert await run.page.locator(".chips").evaluate("e => e.clientHeight") < 120
+    await run.page.locator("#channel").fill("-<")
+    await run.page.locator("#channel").press("Enter")
+    await expect(run.page.locator("#wrong-channel")).to_be_in_viewport()
+
+
+async def test_buttons_have_an_edge_where_the_reader_chooses_the_colours(watch):
+    run = await watch("/", forced_colors="active")
+    assert await run.page.locator(".go").evaluate("e => getComputedStyle(e).borderStyle") == "solid"
 
 
 async def violations(page):
