@@ -6,7 +6,8 @@ import contextlib
 import pytest
 import redis
 
-from tests.integration.test_deploy_proxies import caddy, nginx, running
+from relay.cli.embedded import free_port
+from tests.integration.proxies import PREFIX, caddy, in_front, nginx
 from tests.integration.topology import RELAYS, Haproxy
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.asyncio(loop_scope="module")]
@@ -61,8 +62,9 @@ async def test_it_comes_back_behind_each_proxy_that_met_no_relay(embed, relay, r
         urls = [haproxy.url("status").replace("ws:", "http:")]
         for make in (nginx, caddy):
             (directory := tmp_path / make.__name__).mkdir()
-            url = await asyncio.to_thread(stack.enter_context, running(make, first, directory))
-            urls.append(f"{url}/status".replace("ws:", "http:"))
+            port = free_port()
+            await asyncio.to_thread(stack.enter_context, in_front(make, first, directory, port))
+            urls.append(f"http://127.0.0.1:{port}{PREFIX}/status")
         page = (await embed(first)).page
         await page.evaluate(ALL, [f"{url}/some-run:wepp" for url in urls])
         await page.wait_for_function("sources.every(source => source.ready === 1)")
