@@ -33,7 +33,6 @@ START = 15.0  # seconds in which a relay must be ready; it takes 0.5 on an idle 
 END = 1.2  # seconds from SIGTERM to SIGKILL, so that all is over within 2 s of Ctrl-C
 DRAIN = "500ms"
 BACKLOG = 128
-ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last is what a terminal that is closed sends
 PAUSE = 8.0  # seconds between two runs, to look at a full checklist
 QUICK, LARGE = "burnt-lodgepole", "upper-clearwater"  # the runs beside the one that is asked for
 
@@ -189,7 +188,10 @@ class Ending:
         self._asked.setblocking(False)
         self._wakeup.setblocking(False)
         self._before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
-        self._handlers = {s: signal.signal(s, lambda *_: None) for s in ASKING}
+        asking = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            asking.append(signal.SIGHUP)
+        self._handlers = {s: signal.signal(s, lambda *_: None) for s in asking}
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:

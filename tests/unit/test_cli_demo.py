@@ -20,6 +20,17 @@ def test_ending_waits_until_a_signal_asks():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize(("before", "asks"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
+def test_a_closed_terminal_asks_unless_it_is_ignored_as_under_nohup(before, asks):
+    restored = signal.signal(signal.SIGHUP, before)
+    try:
+        with demo.Ending() as ending:
+            signal.raise_signal(signal.SIGHUP)
+            assert ending.wait(0) is asks
+    finally:
+        signal.signal(signal.SIGHUP, restored)
+
+
 def test_ending_can_be_asked_for_by_the_program_again_and_again():
     with demo.Ending() as ending:
         for _ in range(2000):  # more than a socket takes
