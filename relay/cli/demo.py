@@ -67,12 +67,7 @@ def _speed(_ctx: click.Context, _parameter: click.Parameter, speed: float) -> fl
 @click.option(
     "--speed", default=1.0, show_default=True, type=click.FloatRange(0.01, 1000), callback=_speed, help="Of the work."
 )
-@click.option(
-    "--redis-url",
-    envvar="REDIS_URL",
-    metavar="URL",
-    help="Use this Redis and not one of the demo's own; it keeps the runs.  [env: REDIS_URL]",
-)
+@click.option("--redis-url", metavar="URL", help="Use this Redis and not one of the demo's own; it keeps the runs.")
 @click.option("--once", is_flag=True, help="End when each run has run once.")
 def demo(run: str, speed: float, redis_url: str | None, once: bool) -> None:
     """Run Redis, relay and model runs to watch.

