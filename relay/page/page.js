@@ -447,13 +447,13 @@ const log = {
     this.pause(false);
   },
   async copy() {
-    const lines = [...this.shown, ...this.fresh].map(entry => `${clock(entry.at)} ${entry.channel.name} ${entry.text}`);
+    const lines = [...this.shown, ...this.fresh].map(entry => `${clock(entry.at)} ${entry.channel.name} ${indented(entry.text)}`);
     const copied = await clip(`${lines.join("\n")}\n`);
     flash($("copy"), copied ? "Copied" : "Not allowed", copied ? `${count(lines.length, "line")} copied` : "The browser does not let this page copy");
   },
   download() {
     const all = [...this.channels.values()].flatMap(channel => channel.entries).sort((one, other) => one.seq - other.seq);
-    const lines = all.map(entry => `${new Date(entry.at).toISOString()}\t${entry.channel.name}\t${entry.text}\n`);
+    const lines = all.map(entry => `${new Date(entry.at).toISOString()}\t${entry.channel.name}\t${indented(entry.text)}\n`);
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob(lines, { type: "text/plain;charset=utf-8" }));
     link.download = `${current.run.replaceAll(";", "_")}-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.log`;
@@ -468,6 +468,9 @@ const sizes = new ResizeObserver(() => log.toEnd());
 
 /** A text as it is read, for the filter: without the sequences that colour it. */
 function plain(text) { return text.includes("\x1b") ? visible(text) : text; }
+
+/** A text outside the page: no further line of it can pass for an entry, nor a terminal be told anything by it. */
+function indented(text) { return visible(text).replaceAll("\n", "\n\t"); }
 
 function level(text) {
   const [, word] = /\b(CRITICAL|FATAL|ERROR|WARNING|WARN|DEBUG|Traceback \(most recent)\b/.exec(plain(text.slice(0, 160))) ?? [];

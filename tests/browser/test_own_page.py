@@ -320,7 +320,7 @@ async def test_a_pause_lasts_while_other_lines_are_chosen(watch):
 async def test_lines_are_copied_and_kept_in_a_file(watch):
     run = await watch()
     await run.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    run.publish("wepp", "one", "two\nlines")
+    run.publish("wepp", "one", "two\nlines\x1b[2J")
     await expect(run.rows).to_have_count(2)  # two channels keep no order among them
     run.publish("soils", "clay")
     await expect(run.rows).to_have_count(3)
@@ -329,7 +329,7 @@ async def test_lines_are_copied_and_kept_in_a_file(watch):
     await expect(run.page.locator("#copy")).to_have_text("Copied")
     await expect(run.page.locator("#said")).to_have_text("2 lines copied")
     copied = await run.page.evaluate("navigator.clipboard.readText()")
-    assert re.fullmatch(r"\d\d:\d\d:\d\d wepp one\n\d\d:\d\d:\d\d wepp two\nlines\n", copied)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d wepp one\n\d\d:\d\d:\d\d wepp two\n\tlines␛\[2J\n", copied)
     # Where the page came without TLS from another host there is no such clipboard.
     await run.page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
     await run.page.locator("#filter").fill("one")
@@ -343,7 +343,7 @@ async def test_lines_are_copied_and_kept_in_a_file(watch):
     file = await download.value
     assert re.fullmatch(rf"{RUN}-\d{{4}}-\d\d-\d\dT\d{{6}}\.log", file.suggested_filename)
     text = (await file.path()).read_text()
-    assert re.sub(r"^\S+Z", "T", text, flags=re.M) == "T\twepp\tone\nT\twepp\ttwo\nlines\nT\tsoils\tclay\n"
+    assert re.sub(r"^\S+Z", "T", text, flags=re.M) == "T\twepp\tone\nT\twepp\ttwo\n\tlines␛[2J\nT\tsoils\tclay\n"
     await run.page.locator("#clear").click()
     await expect(run.rows).to_have_count(0)
     await expect(run.page.locator("#empty")).to_contain_text("Cleared. New lines appear here")
