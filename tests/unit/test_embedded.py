@@ -64,7 +64,7 @@ def test_path_first_then_the_wheel_then_three_fixes(tmp_path, monkeypatch):
         assert embedded.find_binary().name == name
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RelayError, match=r"apt-get install redis-server.*pip install.*REDIS_URL=redis://"):
+    with pytest.raises(RelayError, match=r"apt-get install redis-server.*pip install.*--redis-url redis://"):
         embedded.find_binary()
 
 
