@@ -33,6 +33,8 @@ const SHOWN = 4000;  // characters of a line; a tab stops over longer ones
 const AT_ONCE = 6;  // handshakes: Chromium holds one back for seconds while a dozen others wait
 const TOGETHER = 20000;  // ms within which holes of several channels are one: they come back up to 15 s apart
 const TRACE = { lines: 60, silence: 10000, kept: 20 };  // what belongs to an exception: so many lines, until so many ms without
+// Python's tracebacks: indented, a sentence of its own, or `module.Name: what`. Other jobs speak on the same channel.
+const OF_A_TRACE = /^(\s|$|Traceback \(|During handling of |The above exception |(\w+\.)*[A-Z]\w*(: |$))/;
 const SPANS = 200;  // of the timeline
 
 const $ = id => document.getElementById(id);
@@ -534,7 +536,8 @@ const exceptions = {
     item.dirty = this.dirty = true;
   },
   belongs(entry, item) {
-    return entry.job ? entry.job === item.entry.job : entry.kind === "line" && entry.at - item.last < TRACE.silence;
+    if (entry.job) return entry.job === item.entry.job;
+    return entry.kind === "line" && OF_A_TRACE.test(plain(entry.text.slice(0, 160))) && entry.at - item.last < TRACE.silence;
   },
   /** With the lines, once per frame. */
   draw() {

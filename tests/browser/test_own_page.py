@@ -384,7 +384,7 @@ async def test_exceptions_are_collected_and_lead_to_their_lines(watch):
     trace = ["Traceback (most recent call last):", '  File "wepp.py", line 3', "ValueError: <b>x</b>"]
     run.publish("wepp", *(f"line {n}" for n in range(100)), f"{JOB} EXCEPTION run_wepp_rq(some-run)", *trace)
     run.publish("soils", "not of it")
-    run.publish("wepp", "rq:other STARTED f(x)", "no more of it", *(f"line {n}" for n in range(100)))
+    run.publish("wepp", "hillslope 7 completed", "  not of it either", *(f"line {n}" for n in range(100)))
     panel = run.page.locator("#exceptions")
     await expect(panel.locator("h3")).to_have_text("1 job failed")
     await expect(panel.locator("b")).to_have_text("run_wepp_rq(some-run)")
