@@ -859,7 +859,8 @@ function title() {
   const name = current.run ? visible(current.run) : "";
   const streams = current.list ? [current.list, ...[...log.channels.values()].map(channel => channel.stream)] : [];
   const over = checks.worked?.done && checks.worked.anew && !checks.blind && !checks.busy() && Date.now() - checks.workedAt > 3000;
-  const mark = streams.some(lost) ? "✗ no connection:" : exceptions.list.some(item => !item.mended) ? "✗ failed:" : over ? "✓ done" : log.unread ? `● ${log.unread}` : "●";
+  const failed = exceptions.list.some(item => !item.mended), all = streams.length && streams.every(lost);
+  const mark = all ? "✗ no connection:" : failed ? "✗ failed:" : streams.some(lost) ? "○ reconnecting:" : over ? "✓ done" : log.unread ? `● ${log.unread}` : "●";
   const text = name ? `${mark} ${name} · WEPPcloud run` : "WEPPcloud run";
   if (document.title !== text) document.title = text;
 }

@@ -526,6 +526,7 @@ async def test_a_service_that_lets_nobody_in_is_named(relay, new_tab):
     await page.goto(f"http://127.0.0.1:{process.ports['preflight']}/run/{RUN}{FEW}")
     await expect(page.locator("#preflight-badge")).to_have_attribute("data-state", "live")
     await expect(page.locator("#notice")).to_contain_text("Not connected to the log: no answer, or the relay does not")
+    await expect(page).to_have_title(re.compile("^○ reconnecting: "))
     await expect(page.locator("#empty")).to_contain_text("Not connected: what is published now does not come here.")
 
 
