@@ -193,7 +193,8 @@ cdef class Sockets(Clients):
                 (inbound is NULL or not (inbound.answer_size or inbound.need)):
             # It waits for Redis' word. A POST whose client had half-closed was published and never answered.
             slot.peer |= SAID
-            return relay_watch(self.ep, EPOLL_CTL_MOD, slot.fd, 0, self.handle(index))
+            relay_watch(self.ep, EPOLL_CTL_MOD, slot.fd, 0, self.handle(index))
+            return 0
         if n <= 0:
             if n == 0 or (errno != EAGAIN and errno != EINTR):
                 self.bury(index)
