@@ -130,7 +130,7 @@ class Wire:
             Unsent: see there.
         """
         self._settle()
-        self._write(pack(b"PUBLISH", channel, message), deadline)
+        self._write(_publication(channel, message), deadline)
 
     def publish_many(self, messages: Sequence[tuple[bytes, bytes]], deadline: float) -> Outcome:
         """PUBLISH each (channel, message) in one write, and take the replies.
@@ -143,9 +143,9 @@ class Wire:
             self._settle()
         except Unsent as trouble:
             return Outcome([], 0, str(trouble))
-        packets = [pack(b"PUBLISH", channel, message) for channel, message in messages]
+        packets = [_publication(channel, message) for channel, message in messages]
         sent, failure = self._push(b"".join(packets), deadline)
-        written = sum(end <= sent for end in accumulate(map(len, packets)))
+        written = len(packets) if failure is None else sum(end <= sent for end in accumulate(map(len, packets)))
         if failure is not None:
             stuck = isinstance(failure, TimeoutError) and sent > 0
             return Outcome([], written, f"could not write to Redis: {reason(failure)}", stuck)
@@ -155,8 +155,9 @@ class Wire:
         try:
             for _ in range(earlier):
                 self._take(deadline)
-            for _ in messages:
-                answers.append(self._take(deadline))  # noqa: PERF401 - what came before an error counts
+            while len(answers) < written:  # what came before an error counts
+                self._receive(deadline)
+                answers += self._pop(written - len(answers))
         except OSError as error:
             late = isinstance(error, TimeoutError)
             trouble_is = "Redis did not answer in time" if late else f"the connection ended: {reason(error)}"
@@ -190,8 +191,7 @@ class Wire:
             pass
         except OSError as error:
             raise Unsent(reason(error)) from None
-        while self._owed and b"\r\n" in self._buffer:
-            self._pop()
+        self._pop(len(self._owed))
         if self._buffer and not self._owed:
             raise Unsent("the peer speaks unasked, so it is no Redis")
         if self._is_silent():
@@ -228,6 +228,11 @@ class Wire:
         return sent, None
 
     def _take(self, deadline: float) -> bytes:
+        self._receive(deadline)
+        return self._pop(1)[0]
+
+    def _receive(self, deadline: float) -> None:
+        """Read until there is a whole reply line, if there is none yet."""
         while b"\r\n" not in self._buffer:
             if len(self._buffer) > _LINE_MAX:
                 raise ConnectionError("the peer's answer has no end, so it is no Redis")
@@ -237,7 +242,6 @@ class Wire:
             if not data:
                 raise ConnectionError("Redis has closed the connection")
             self._buffer += data
-        return self._pop()
 
     def _when_ready(self, operation: Callable[[], T], writes: bool, deadline: float) -> T:
         while True:
@@ -259,12 +263,21 @@ class Wire:
         if not is_ready:
             raise TimeoutError("timed out")
 
-    def _pop(self) -> bytes:
-        line, _, rest = self._buffer.partition(b"\r\n")
-        self._buffer = rest
-        self._heard = time.monotonic()
-        self.latency = self._heard - self._owed.popleft()
-        return bytes(line)
+    def _pop(self, most: int) -> list[bytes]:
+        """So many of the reply lines that have come, or all of them."""
+        *lines, rest = self._buffer.split(b"\r\n", most)
+        if lines:
+            self._buffer = rest
+            self._heard = time.monotonic()
+            for _ in lines:
+                written = self._owed.popleft()
+            self.latency = self._heard - written
+        return [bytes(line) for line in lines]
+
+
+def _publication(channel: bytes, message: bytes) -> bytes:
+    """`pack` of a PUBLISH, in a third of its time: where the run computes in Python it stands still for this."""
+    return b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(channel), channel, len(message), message)
 
 
 def pack(*arguments: bytes) -> bytes:
