@@ -228,7 +228,7 @@ def _relay(redis_url: str, status: socket.socket, preflight: socket.socket) -> I
     In a session of its own too: the terminal sends Ctrl-C to the whole process group, and the relay is to end when
     the worker has, not before.
     """
-    from relay.cli.embedded import die_with_parent
+    from relay.cli.embedded import ends_with_parent
 
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("STATUS_", "PREFLIGHT_", "RELAY_", "REDIS_"))}
     settings = {
@@ -245,7 +245,7 @@ def _relay(redis_url: str, status: socket.socket, preflight: socket.socket) -> I
             command,
             env=inherited | settings,
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=ends_with_parent(),
             pass_fds=(status.fileno(), preflight.fileno()),
         )
     with process:

@@ -14,8 +14,9 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,8 +51,15 @@ def free_port() -> int:
     raise RelayError(f"no free port among 100 tried from {PORTS.start} to {PORTS.stop}: end some servers of 127.0.0.1")
 
 
-def die_with_parent() -> None:
-    """A `preexec_fn`: the child is sent SIGTERM when the thread that started it ends, however that comes about."""
+def ends_with_parent() -> Callable[[], None] | None:
+    """What to give Popen as `preexec_fn` for a child that is sent SIGTERM when this process ends, however that comes.
+
+    None in any thread but the first: Linux means the thread that started the child, and others end sooner.
+    """
+    return _ask_for_sigterm if threading.current_thread() is threading.main_thread() else None
+
+
+def _ask_for_sigterm() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -104,7 +112,7 @@ def start(binary: Path, port: int, directory: Path, options: Sequence[str] = ())
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=ends_with_parent(),
         )
     try:
         _await_ready(process, binary, log)

@@ -3,6 +3,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,14 @@ def test_the_server_of_the_wheel_serves(tmp_path):
             assert connection.ping()
     finally:
         assert embedded.stop(process) == 0
+
+
+def test_what_a_thread_started_outlives_the_thread(tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        process = pool.submit(embedded.start, embedded.find_binary(), embedded.free_port(), tmp_path).result()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    assert embedded.stop(process) == 0
 
 
 def test_a_taken_port_is_told_with_the_servers_own_words(tmp_path):
