@@ -36,6 +36,7 @@ const TRACE = { lines: 60, silence: 10000, kept: 20 };  // what belongs to an ex
 // Python's tracebacks: indented, a sentence of its own, or `module.Name: what`. Other jobs speak on the same channel.
 const OF_A_TRACE = /^(\s|$|Traceback \(|During handling of |The above exception |(\w+\.)*[A-Z]\w*(: |$))/;
 const SPANS = 200;  // of the timeline
+const MINUTE = 60000, DAY = 1440 * MINUTE, MONTH = 30 * DAY;
 
 const $ = id => document.getElementById(id);
 const WIDE = matchMedia("(min-width: 761px)");
@@ -67,6 +68,14 @@ function svg(tag, attributes, text) {
 function say(element, text) { if (element.textContent !== text) element.textContent = text; }
 
 function clock(ms) { return new Date(ms).toTimeString().slice(0, 8); }
+
+/** The day of a time, with its year where that is another one. */
+function day(ms) {
+  const date = new Date(ms), text = date.toDateString().slice(4);
+  return date.getFullYear() === new Date().getFullYear() ? text.slice(0, 6) : text;
+}
+
+function when(ms) { return day(ms) === day(Date.now()) ? clock(ms) : `${day(ms)} ${clock(ms)}`; }
 
 function lasting(ms) {
   const s = Math.max(0, Math.round(ms / 1000)), two = number => String(number).padStart(2, "0");
@@ -613,7 +622,7 @@ const checks = {
     const mark = svg("svg", { viewBox: "0 0 20 20", role: "img", "aria-label": "open" });
     mark.append(svg("circle", { cx: 10, cy: 10, r: 8 }), svg("path", { d: "M6.2 10.3l2.6 2.6 5-5.4" }));
     element.append(mark, part("span", "", visible(label)), word, why);
-    this.items.set(name, { name, label: visible(label), element, word, why, done: false, doneAt: 0, startedAt: 0, anew: false, run: null, ran: 0, whole: true, after: 0 });
+    this.items.set(name, { name, label: visible(label), element, word, why, done: false, doneAt: 0, startedAt: 0, anew: false, run: null, ran: 0, whole: true, after: 0, seen: 0 });
     return element;
   },
   /** Nobody looks from here on, until the next state that is current. */
@@ -623,6 +632,7 @@ const checks = {
   },
   show({ checklist = {}, lock_statuses: locks = {} }, times, missing) {
     const now = Date.now(), { blind, since, known } = this;
+    if (missing && since) return;  // nothing that is known to be so now
     Object.assign(this, { times, blind: missing, since: since || now, known: missing ? known : now });
     const unknown = Object.keys(checklist).filter(name => !this.items.has(name)).slice(0, 50);
     if (unknown.length) $("checks").append(this.group("More", unknown.map(name => [name, name])));
@@ -637,7 +647,7 @@ const checks = {
       else if (!item.run && running.has(item)) this.begin(item, now, !blind);
     }
     $("locks").hidden = !others.length;
-    const named = others.slice(0, 8).map(name => visible(name.length > 40 ? `${name.slice(0, 40)}…` : name));
+    const named = others.slice(0, 8).map(name => visible(name.length > 40 ? `${name.slice(0, 40)}…` : name)).map(name => name.trim() ? name : `"${name}"`);
     say($("locks"), `Locked: ${named.join(", ")}${others.length > 8 ? ` and ${others.length - 8} more` : ""}`);
     this.tick();
     timeline.ask();
@@ -654,27 +664,33 @@ const checks = {
   },
   /** Whether an item is ticked, and when it was last done; `known` is the time up to which that of before held. */
   turn(item, done, doneAt, known) {
-    const ticked = done !== item.done, again = done && item.doneAt && doneAt !== item.doneAt;
+    const ticked = done !== item.done, again = done && doneAt && item.doneAt && doneAt !== item.doneAt;
     if (!doneAt && item.doneAt) item.ran = 0;
     Object.assign(item, { done, doneAt });
     if (!known || !(ticked || again)) return;
     item.anew = done;
-    // Somewhere in that second; or now, where the clock of the worker is another one.
     const at = done ? doneAt : Math.max(...this.newer(item).map(other => moment(own(this.times.done, other)))), now = Date.now();
-    timeline.mark(item, Math.min(now, at > known - 60000 ? at + 999 : now));
+    // Not where it was done long before and came back, as after a loss of Redis, or by a clock that is another one.
+    const then = at > known - MINUTE && at < now + MINUTE;
+    timeline.mark(item, then ? at + 999 : now, then);  // somewhere in that second
   },
   begin(item, now, exact) {
     if (item.after !== item.doneAt) Object.assign(item, { ran: 0, whole: true, after: item.doneAt });
-    item.run = { from: now, exact };
-    timeline.span(item, now);
+    const from = exact ? now : this.began(item, now);
+    item.run = { from, exact: exact || from < now };
+    timeline.begin(item, from);
+  },
+  /** When what runs began, which nobody saw: as its worker says, where that can be. */
+  began({ startedAt, doneAt, seen }, now) {
+    return startedAt > doneAt && startedAt >= seen && startedAt > now - MONTH && startedAt < now ? startedAt : now;
   },
   end(item, at, unseen) {
     const to = Math.max(at, item.run.from);
     item.ran += to - item.run.from;
     item.whole &&= item.run.exact && !unseen;
     item.run = null;
-    if (!unseen) Object.assign(this, { worked: item, workedAt: to });
-    timeline.span(item, to);
+    if (!unseen) Object.assign(this, { worked: item, workedAt: item.seen = to });
+    timeline.end(item, to, unseen);
   },
   state(item) { return item.run ? "running" : item.done ? "done" : own(this.times?.stale, item.name) ? "stale" : "open"; },
   /** Those that took its tick from an item: they were done after it. */
@@ -718,9 +734,8 @@ const checks = {
     }
     if (state === "stale") return "stale";
     if (state === "open" || !doneAt) return "";
-    const day = new Date(doneAt).toDateString();
     const took = startedAt ? doneAt - startedAt : (whole && after !== doneAt && ran) || -1;
-    return `${day === new Date().toDateString() ? clock(doneAt) : day.slice(4, 10)}${took < 0 ? "" : ` · ${lasting(took)}`}`;
+    return `${day(doneAt) === day(Date.now()) ? clock(doneAt) : day(doneAt)}${took < 0 ? "" : ` · ${lasting(took)}`}`;
   },
   busy() { return [...this.items.values()].some(item => item.run); },
 };
@@ -736,15 +751,21 @@ const timeline = {
     this.marks = [];
     this.ask();
   },
-  mark(item, at) {
-    this.marks.push({ item, at, done: item.done });
+  /** `then`: it was done, or its tick was lost, at that time; else that is when this page was told. */
+  mark(item, at, then) {
+    this.marks.push({ item, at, done: item.done, then });
     if (this.marks.length > SPANS) this.marks.shift();
   },
-  span(item, at) {
-    const open = this.spans.find(span => span.item === item && !span.to);
-    if (open) open.to = at;
-    else this.spans.push({ item, from: at, to: 0 });
+  begin(item, from) {
+    const cut = this.spans.findLast(span => span.item === item);
+    if (cut?.cut && from < cut.to) return void Object.assign(cut, { to: 0, cut: false });  // it ran all the while
+    this.spans.push({ item, from, to: 0, cut: false });
     if (this.spans.length > SPANS) this.spans.shift();
+  },
+  /** `cut`: it still ran then, and what became of it was not seen. */
+  end(item, to, cut) {
+    const open = this.spans.find(span => span.item === item && !span.to);
+    if (open) Object.assign(open, { to, cut });
   },
   ask() {
     if (this.asked) return;
@@ -755,8 +776,8 @@ const timeline = {
     const steps = [...new Set([...this.spans, ...this.marks].sort((one, other) => (one.from ?? one.at) - (other.from ?? other.at)).map(one => one.item))];
     const { now } = checks.now();
     const from = Math.min(now - 10000, ...this.spans.map(span => span.from), ...this.marks.map(mark => mark.at));
-    const to = checks.busy() ? now : Math.max(from + 10000, ...this.spans.map(span => span.to || now), ...this.marks.map(mark => mark.at));
-    say($("timeline-note"), steps.length ? `${count(steps.length, "step")} seen, ${clock(from)} to ${clock(to)}` : "nothing seen yet");
+    const to = Math.max(checks.busy() ? now : from + 10000, ...this.spans.map(span => span.to || now), ...this.marks.map(mark => mark.at));
+    say($("timeline-note"), steps.length ? `${count(steps.length, "step")} seen, ${when(from)} to ${when(to)}` : "nothing seen yet");
     this.words(steps);
     if (!steps.length || !$("timeline").open) { $("picture").replaceChildren(); return; }
     const width = Math.max(200, $("picture").clientWidth - 32), left = width < 480 ? 104 : 126, right = 10;
@@ -772,11 +793,11 @@ const timeline = {
   axis(picture, from, to, x, height) {
     const steps = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800].map(s => 1000 * s);
     const most = Math.max(2, Math.floor((x(to) - x(from)) / 90));
-    const step = steps.find(ms => (to - from) / ms <= most) ?? 86400000;
+    const step = steps.find(ms => (to - from) / ms <= most) ?? DAY * Math.ceil((to - from) / DAY / most);
     for (let at = Math.ceil(from / step) * step; at <= to; at += step) {
       picture.append(svg("line", { class: "axis", x1: x(at), x2: x(at), y1: 0, y2: height - 14 }));
       const anchor = x(to) - x(at) < 24 ? "end" : "middle";
-      picture.append(svg("text", { x: x(at), y: height - 3, "text-anchor": anchor }, step < 60000 ? clock(at) : clock(at).slice(0, 5)));
+      picture.append(svg("text", { x: x(at), y: height - 3, "text-anchor": anchor }, step < MINUTE ? clock(at) : step < DAY ? clock(at).slice(0, 5) : day(at)));
     }
   },
   step(picture, item, y, x, now) {
@@ -784,7 +805,7 @@ const timeline = {
     for (const span of this.spans) {
       if (span.item !== item) continue;
       const end = span.to || now;
-      picture.append(svg("rect", { class: `bar${span.to ? "" : " now"}`, x: x(span.from), y: y + 4, width: Math.max(2, x(end) - x(span.from)), height: 9, rx: 2.5 }));
+      picture.append(svg("rect", { class: `bar${span.cut ? " cut" : span.to ? "" : " now"}`, x: x(span.from), y: y + 4, width: Math.max(2, x(end) - x(span.from)), height: 9, rx: 2.5 }));
     }
     for (const mark of this.marks) {
       if (mark.item === item) picture.append(svg("circle", { class: mark.done ? "tick" : "fall", cx: x(mark.at), cy: y + 8.5, r: 4 }));
@@ -793,8 +814,8 @@ const timeline = {
   /** The same for who does not see it. */
   words(steps) {
     const lines = steps.map(item => {
-      const spans = this.spans.filter(span => span.item === item).map(span => span.to ? `ran ${clock(span.from)} to ${clock(span.to)}` : `runs since ${clock(span.from)}`);
-      const marks = this.marks.filter(mark => mark.item === item).map(mark => `${mark.done ? "done" : "no longer done"} at ${clock(mark.at)}`);
+      const spans = this.spans.filter(span => span.item === item).map(span => span.to ? `ran ${when(span.from)} to ${when(span.to)}${span.cut ? " or longer" : ""}` : `runs since ${when(span.from)}`);
+      const marks = this.marks.filter(mark => mark.item === item).map(mark => `${mark.done ? mark.then ? "done" : "ticked" : "no longer done"} at ${when(mark.at)}`);
       return `${item.label}: ${[...spans, ...marks].slice(-8).join(", ")}`;
     });
     if (lines.join() === this.spoken) return;

@@ -38,12 +38,15 @@ class Watched:
         self.log = tab.page.locator("#log")
         self.rows = tab.page.locator(".row")
 
-    async def open(self, path=f"/run/{RUN}{FEW}"):
-        """Open the page; where it names a run, wait until both are connected."""
+    async def open(self, path=f"/run/{RUN}{FEW}", *, redis_away=False):
+        """Open the page; where it names a run, wait until both are connected, and Redis is there."""
         await self.page.add_init_script("addEventListener('securitypolicyviolation', e => console.error(e.blockedURI))")
         await self.page.goto(self.address + path)
-        if await self.page.locator("#watched").is_visible():
+        if path.startswith("/run/"):
+            await expect(self.page.locator("#watched")).to_be_visible()
             await self.live()
+            if not redis_away:
+                await expect(self.page.locator(".badge[data-missing]")).to_have_count(0)
         return self
 
     async def live(self, **options):
@@ -82,9 +85,9 @@ def standing(_shared_redis, tmp_path_factory):
 async def watch(standing, redis_url, new_tab):
     """A factory of pages before a relay, opened: `await watch()`, `await watch("/")`."""
 
-    async def watch(path=f"/run/{RUN}{FEW}", *, process=None, url=redis_url, viewport=None, **options):
+    async def watch(path=f"/run/{RUN}{FEW}", *, process=None, url=redis_url, viewport=None, away=False, **options):
         tab = await new_tab(viewport=viewport or {"width": 1280, "height": 860}, **options)
-        return await Watched(tab, process or standing, url).open(path)
+        return await Watched(tab, process or standing, url).open(path, redis_away=away)
 
     return watch
 
@@ -419,7 +422,7 @@ async def test_a_step_says_when_it_ran_and_why_it_is_stale(watch, redis_url):
     await expect(run.page.locator("#progress")).to_have_text("7 done")
     # Of what was done before the page was opened too.
     await expect(run.item("wepp").locator(".word")).to_have_text(f"{clock(now - 930)} · 1:10 min")
-    await expect(run.item("channels").locator(".word")).to_have_text("Jan 01")
+    await expect(run.item("channels").locator(".word")).to_have_text("Jan 01 1970")
     run.write({"locked:landuse.nodb": "true"})
     await expect(run.item("landuse")).to_have_attribute("data-state", "running")
     await expect(run.item("landuse").locator(".word")).to_have_text(re.compile(r"^running (< )?1 s$"))
@@ -481,7 +484,58 @@ async def test_what_it_did_not_see_whole_has_no_length(relay, redis_server, watc
     await expect(run.item("climate")).to_have_attribute("data-state", "done")
     await expect(run.item("climate").locator(".word")).to_have_text(clock(done))
     words = run.page.locator("#timeline-text li", has_text="Climate")
-    await expect(words).to_have_text(re.compile(f", done at {clock(done)}$"))
+    await expect(words).to_have_text(re.compile(rf": ran \S+ to \S+ or longer, done at {clock(done)}$"))
+    await expect(run.page.locator("#picture rect.bar.cut")).to_have_count(1)
+
+
+async def test_what_runs_since_before_it_looked_has_its_bar_from_its_beginning(relay, redis_server, watch):
+    began = int(time.time()) - 600
+    with redis.Redis.from_url(redis_server.url) as worker:
+        worker.hset(RUN, mapping={"started:build_climate": began, "locked:climate.nodb": "true"})
+    run = await watch(process=relay(env={"REDIS_URL": redis_server.url}), url=redis_server.url)
+    words = run.page.locator("#timeline-text li", has_text="Climate")
+    await expect(words).to_have_text(f"Climate: runs since {clock(began)}")
+    redis_server.kill()
+    await expect(run.page.locator("#checks")).to_have_class("checks stale")
+    redis_server.start("--notify-keyspace-events", "Kghx")
+    run.write({"started:build_climate": began, "locked:climate.nodb": "true"})
+    await expect(run.page.locator("#checks")).to_have_class("checks")
+    await expect(words).to_have_text(f"Climate: runs since {clock(began)}")  # one bar, though nobody saw a part of it
+    run.write({"locked:climate.nodb": "false"})
+    await expect(words).to_have_text(re.compile(rf"^Climate: ran {clock(began)} to \S+$"))
+    # Another lock of the same step; its beginning was seen.
+    run.write({"locked:climate.nodb": "true"})
+    await expect(words).to_have_text(
+        re.compile(rf"^Climate: ran {clock(began)} to \S+, runs since (?!{clock(began)})\S+$")
+    )
+
+
+async def test_what_redis_lost_and_got_back_is_not_done_anew(relay, redis_server, watch):
+    past = {field: int(time.time()) - 3600 + at for field, at in BUILT.items()}
+    with redis.Redis.from_url(redis_server.url) as worker:
+        worker.hset(RUN, mapping=past)
+    run = await watch(process=relay(env={"REDIS_URL": redis_server.url}), url=redis_server.url)
+    await expect(run.page.locator("#progress")).to_have_text("3 done")
+    words = run.page.locator("#timeline-text li", has_text="Channels")
+    await expect(words).to_have_count(0)
+    with redis.Redis.from_url(run.url) as worker:
+        worker.delete(RUN)
+    await expect(run.page.locator("#progress")).to_have_text("0 done")
+    await expect(words).to_have_text(re.compile(r": no longer done at \S+$"))
+    run.write(past)
+    await expect(run.page.locator("#progress")).to_have_text("3 done")
+    await expect(words).to_have_text(re.compile(r": no longer done at \S+, ticked at \S+$"))
+
+
+@pytest.mark.parametrize("began", ["10", "1e15", "-62135596800", "soon"])
+async def test_a_beginning_that_cannot_be_is_none(watch, redis_url, began):
+    with redis.Redis.from_url(redis_url) as worker:
+        worker.hset(RUN, mapping={"started:build_climate": began, "locked:climate.nodb": "true"})
+    run = await watch()
+    words = run.page.locator("#timeline-text li", has_text="Climate")
+    await expect(words).to_have_text(re.compile(r"^Climate: runs since \d\d:\d\d:\d\d$"))
+    await expect(run.page.locator("#picture line.axis").nth(1)).to_be_attached()
+    assert await run.page.locator("#picture line.axis").count() < 30
 
 
 async def test_a_lock_may_have_any_name(watch):
@@ -490,6 +544,9 @@ async def test_a_lock_may_have_any_name(watch):
     run.write({"locked:constructor": "true", "locked:__proto__": "true", "locked:toString.nodb": "true"} | BUILT)
     await expect(run.page.locator("#progress")).to_have_text("3 done")
     await expect(run.page.locator("#locks")).to_have_text("Locked: __proto__, constructor, toString")
+    run.write({"locked:  ": "true"})
+    await expect(run.page.locator("#locks")).to_have_text(re.compile('^Locked: "  ", __proto__'))
+    run.write({"locked:  ": "false"})
     run.write({f"locked:{'x' * 3000}": "true"} | {f"locked:a{n}": "true" for n in range(10)})
     await expect(run.page.locator("#locks")).to_have_text(re.compile("^Locked: __proto__, a0, .* and 6 more$"))
     run.write({f"locked:a{n}": "false" for n in range(10)})
@@ -515,7 +572,7 @@ async def test_while_nobody_answers_there_is_no_connection(relay, watch):
     mute = [socket.create_server(("127.0.0.1", port)) for port in process.ports.values()]  # nobody accepts
     await expect(run.page.locator("#status-badge")).to_have_attribute("data-state", "connecting", timeout=15_000)
     await expect(run.page.locator("#preflight-badge")).to_have_attribute("data-state", "connecting", timeout=15_000)
-    assert (await run.page.title()).startswith("✗ no connection: ")
+    await expect(run.page).to_have_title(re.compile("^✗ no connection: "))
     for server in mute:
         server.close()
 
@@ -584,9 +641,9 @@ async def test_what_a_redis_outage_hid_is_said(relay, redis_server, watch):
     redis_server.kill()
     await expect(run.page.locator("#status-badge")).to_contain_text("Log connected, lines may be missing")
     await expect(run.page.locator("#preflight-badge")).to_contain_text("Checklist connected, may be out of date")
-    late = await watch(process=run.relay, url=redis_server.url)
+    late = await watch(process=run.relay, url=redis_server.url, away=True)
     await expect(late.page.locator("#progress")).to_have_text("0 done, as of earlier")
-    late = await watch("/run/other-run?channels=wepp", process=run.relay, url=redis_server.url)
+    late = await watch("/run/other-run?channels=wepp", process=run.relay, url=redis_server.url, away=True)
     await expect(late.page.locator("#progress")).to_have_text("not known yet")
     await expect(late.page.locator("#empty")).to_contain_text("Not connected: what is published now does not")
     await expect(run.page.locator("#checks")).to_have_class("checks stale")
