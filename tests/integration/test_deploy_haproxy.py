@@ -42,10 +42,16 @@ class Newcomers:
     Args:
         urls: of the channels or runs.
         greeting: what each is to get before it leaves.
+
+    Attributes:
+        opened: how many were let in and greeted.
+        told: how many were let in just before a drain began, and told to come back.
+        refused: the errors of those who were not let in.
+        cut: the errors of those who were, and whose connection ended without a word before they were greeted.
     """
 
     def __init__(self, *urls, greeting=lambda peer: None):
-        self.opened, self.told, self.refused = 0, 0, []
+        self.opened, self.told, self.refused, self.cut = 0, 0, [], []
         self._greeting = greeting
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._come, args=(url,)) for url in urls]
@@ -62,20 +68,22 @@ class Newcomers:
 
     def _come(self, url):
         while not self._over.wait(0.01):
+            failures = self.refused
             try:
                 with Peer(url) as peer:
+                    failures = self.cut
                     self._greeting(peer)
                     self.opened += 1
             except (OSError, Refused, AssertionError) as error:
                 if "the relay is restarting" in str(error):
-                    self.told += 1  # let in just before the drain began, and told to come back
+                    self.told += 1
                 else:
-                    self.refused.append(repr(error))
+                    failures.append(repr(error))
 
     def more(self, count=20):
         """Waits until so many more have come."""
-        enough = self.opened + len(self.refused) + count
-        wait_for(lambda: self.opened + len(self.refused) >= enough, "newcomers", patience=20)
+        enough = self.opened + len(self.refused) + len(self.cut) + count
+        wait_for(lambda: self.opened + len(self.refused) + len(self.cut) >= enough, "newcomers", patience=20)
 
 
 @contextlib.contextmanager
@@ -133,9 +141,11 @@ def test_one_of_four_ends_under_traffic_and_nobody_is_refused(topology, publishe
             assert topology.relays[name].stop() == 0
         for newcomers in (lines, boxes):
             newcomers.more()
-        topology.relays["status-3"].process.kill()  # without a word
+        assert (lines.cut, boxes.cut) == ([], [])
+        topology.relays["status-3"].process.kill()
         lines.more(50)
-    assert (lines.refused, boxes.refused) == ([], [])
+    assert (lines.refused, boxes.refused, boxes.cut) == ([], [], [])
+    assert len(lines.cut) <= 2, "whom the killed one had let in and not greeted yet, of two at a time"
     for name in ("status-2", "preflight-2", "status-3"):
         topology.relays[name].process.wait()
         topology.start_relay(name)
@@ -155,7 +165,7 @@ def test_redis_is_away_and_nobody_is_refused(topology, join):
         topology.start_redis()
         topology.settled()
         newcomers.more()
-    assert newcomers.refused == []
+    assert newcomers.refused + newcomers.cut == []
     assert all(peer.alive() for peer in held), "and those who were there have stayed"
 
 
@@ -174,7 +184,7 @@ def test_haproxy_is_reloaded_and_nobody_is_refused(topology, publisher, join):
         wait_for(lambda: before not in topology.haproxy.workers(), "the worker before is gone")
         took = time.monotonic() - begin
         newcomers.more()
-    assert newcomers.refused == []
+    assert newcomers.refused + newcomers.cut == []
     assert took < 6.0, "hard-stop-after is 2 s here"
     held.ended()
     topology.settled()

@@ -149,4 +149,5 @@ class Topology:
         """Waits until haproxy has all relays for ready."""
         for service in PORTS:
             mine = {name for name in RELAYS if name.startswith(service)}
-            wait_for(lambda service=service, mine=mine: self.haproxy.up(service) == mine, f"all of {service} ready")
+            ready = lambda service=service, mine=mine: self.haproxy.up(service) == mine  # noqa: E731
+            wait_for(ready, f"all of {service} ready", patience=30)  # three start at once, on a busy machine for 10 s
