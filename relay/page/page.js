@@ -37,6 +37,7 @@ const TRACE = { lines: 60, silence: 10000, kept: 20 };  // what belongs to an ex
 const OF_A_TRACE = /^(\s|$|Traceback \(|During handling of |The above exception |(\w+\.)*[A-Z]\w*(: |$))/;
 const SPANS = 200;  // of the timeline
 const MINUTE = 60000, DAY = 1440 * MINUTE, MONTH = 30 * DAY;
+const CLOCKS = 3000;  // so far apart may those of a worker and this browser be, and still be taken for one
 
 const $ = id => document.getElementById(id);
 const WIDE = matchMedia("(min-width: 761px)");
@@ -76,6 +77,11 @@ function day(ms) {
 }
 
 function when(ms) { return day(ms) === day(Date.now()) ? clock(ms) : `${day(ms)} ${clock(ms)}`; }
+
+/** A begin and an end (0: none yet), with their days where they are not both of today. */
+function between(from, to) {
+  return day(from) === day(to || Date.now()) ? [when(from), clock(to)] : [from, to].map(ms => `${day(ms)} ${clock(ms)}`);
+}
 
 function lasting(ms) {
   const s = Math.max(0, Math.round(ms / 1000)), two = number => String(number).padStart(2, "0");
@@ -622,13 +628,13 @@ const checks = {
     const mark = svg("svg", { viewBox: "0 0 20 20", role: "img", "aria-label": "open" });
     mark.append(svg("circle", { cx: 10, cy: 10, r: 8 }), svg("path", { d: "M6.2 10.3l2.6 2.6 5-5.4" }));
     element.append(mark, part("span", "", visible(label)), word, why);
-    this.items.set(name, { name, label: visible(label), element, word, why, done: false, doneAt: 0, startedAt: 0, anew: false, run: null, ran: 0, whole: true, after: 0, seen: 0 });
+    this.items.set(name, { name, label: visible(label), element, word, why, done: false, doneAt: 0, wasDoneAt: 0, startedAt: 0, anew: false, run: null, cut: null, ran: 0, whole: true, after: 0 });
     return element;
   },
-  /** Nobody looks from here on, until the next state that is current. */
+  /** Nobody looks from here on, until the next state that is current; `since` is by the relay's clock, so not by much another time. */
   lose(since) {
+    if (!this.blind && this.known && since > this.known - 2 * MINUTE && since < Date.now()) this.known = since;
     this.blind = true;
-    if (this.known) this.known = since;
   },
   show({ checklist = {}, lock_statuses: locks = {} }, times, missing) {
     const now = Date.now(), { blind, since, known } = this;
@@ -644,10 +650,12 @@ const checks = {
     const { running, others } = this.running(locks);
     for (const item of this.items.values()) {
       if (item.run && !running.has(item)) this.end(item, now, false);
-      else if (!item.run && running.has(item)) this.begin(item, now, !blind);
+      else if (!item.run && running.has(item)) this.begin(item, now, !blind, known);
+      else if (item.run) this.place(item);
+      else if (item.cut?.startedAt === item.startedAt) item.cut = null;  // seen to be over, and not as lost as its hash
     }
     $("locks").hidden = !others.length;
-    const named = others.slice(0, 8).map(name => visible(name.length > 40 ? `${name.slice(0, 40)}…` : name)).map(name => name.trim() ? name : `"${name}"`);
+    const named = others.slice(0, 8).map(name => visible(name.length > 40 ? `${name.slice(0, 40)}…` : name)).map(name => /[^\s\u2800\u3164]/.test(name) ? name : `"${name}"`);
     say($("locks"), `Locked: ${named.join(", ")}${others.length > 8 ? ` and ${others.length - 8} more` : ""}`);
     this.tick();
     timeline.ask();
@@ -665,32 +673,43 @@ const checks = {
   /** Whether an item is ticked, and when it was last done; `known` is the time up to which that of before held. */
   turn(item, done, doneAt, known) {
     const ticked = done !== item.done, again = done && doneAt && item.doneAt && doneAt !== item.doneAt;
+    const back = done && doneAt === item.wasDoneAt;
     if (!doneAt && item.doneAt) item.ran = 0;
-    Object.assign(item, { done, doneAt });
+    Object.assign(item, { done, doneAt, wasDoneAt: done ? doneAt : item.wasDoneAt });
     if (!known || !(ticked || again)) return;
     item.anew = done;
-    const at = done ? doneAt : Math.max(...this.newer(item).map(other => moment(own(this.times.done, other)))), now = Date.now();
-    // Not where it was done long before and came back, as after a loss of Redis, or by a clock that is another one.
-    const then = at > known - MINUTE && at < now + MINUTE;
-    timeline.mark(item, then ? at + 999 : now, then);  // somewhere in that second
+    const then = done ? doneAt : Math.max(...this.newer(item).map(other => moment(own(this.times.done, other)))), now = Date.now();
+    // Not where it was done before and came back, as after a loss of Redis, nor by a clock that is another one.
+    const near = !back && then > known - CLOCKS && then < now + CLOCKS;
+    // Somewhere in that second, and after what was known before.
+    timeline.mark(item, near ? Math.max(known, Math.min(then + 999, now)) : now, near ? then : 0);
   },
-  begin(item, now, exact) {
+  /** `seen`: it did not run a moment ago; else it was not locked at `known` (0: nobody had looked). */
+  begin(item, now, seen, known) {
     if (item.after !== item.doneAt) Object.assign(item, { ran: 0, whole: true, after: item.doneAt });
-    const from = exact ? now : this.began(item, now);
-    item.run = { from, exact: exact || from < now };
-    timeline.begin(item, from);
+    const { cut, startedAt, doneAt } = item;
+    const same = !seen && cut && startedAt && cut.startedAt === startedAt && cut.doneAt === doneAt;
+    item.run = same ? cut : { at: now, from: now, floor: known || now - DAY, exact: seen, startedAt, doneAt, span: null };
+    item.cut = null;
+    if (!this.known) return;  // as of earlier: nothing that this page has seen
+    item.run.span ??= timeline.begin(item);
+    Object.assign(item.run.span, { to: 0, cut: false });
+    this.place(item);
   },
-  /** When what runs began, which nobody saw: as its worker says, where that can be. */
-  began({ startedAt, doneAt, seen }, now) {
-    return startedAt > doneAt && startedAt >= seen && startedAt > now - MONTH && startedAt < now ? startedAt : now;
+  /** What began unseen began when its worker says, where that can be; it may say so later. */
+  place({ run, startedAt, doneAt }) {
+    const said = !run.exact && startedAt > doneAt && startedAt > run.floor && startedAt < run.at;
+    run.startedAt = startedAt;
+    run.from = said ? startedAt : run.at;
+    if (run.span) Object.assign(run.span, { from: run.from, early: !said && !run.exact });
   },
   end(item, at, unseen) {
-    const to = Math.max(at, item.run.from);
-    item.ran += to - item.run.from;
-    item.whole &&= item.run.exact && !unseen;
-    item.run = null;
-    if (!unseen) Object.assign(this, { worked: item, workedAt: item.seen = to });
-    timeline.end(item, to, unseen);
+    const { run } = item, to = Math.max(at, run.from);
+    item.ran += to - run.from;
+    item.whole &&= run.exact && !unseen;
+    Object.assign(item, { run: null, cut: unseen ? run : null });
+    if (!unseen) Object.assign(this, { worked: item, workedAt: to });
+    if (run.span) Object.assign(run.span, { to, cut: unseen });
   },
   state(item) { return item.run ? "running" : item.done ? "done" : own(this.times?.stale, item.name) ? "stale" : "open"; },
   /** Those that took its tick from an item: they were done after it. */
@@ -729,12 +748,12 @@ const checks = {
   word(item, state, now) {
     const { run, startedAt, doneAt, ran, whole, after } = item;
     if (state === "running") {
-      const said = startedAt > doneAt, time = lasting(now - (said ? startedAt : run.from));
+      const said = startedAt > doneAt && startedAt > now - MONTH && startedAt < now + CLOCKS, time = lasting(now - (said ? startedAt : run.from));
       return said || run.exact ? `running ${time}` : time.startsWith("<") ? "running" : `running > ${time}`;
     }
     if (state === "stale") return "stale";
     if (state === "open" || !doneAt) return "";
-    const took = startedAt ? doneAt - startedAt : (whole && after !== doneAt && ran) || -1;
+    const took = startedAt && startedAt > doneAt - MONTH ? doneAt - startedAt : (whole && after !== doneAt && ran) || -1;
     return `${day(doneAt) === day(Date.now()) ? clock(doneAt) : day(doneAt)}${took < 0 ? "" : ` · ${lasting(took)}`}`;
   },
   busy() { return [...this.items.values()].some(item => item.run); },
@@ -751,21 +770,16 @@ const timeline = {
     this.marks = [];
     this.ask();
   },
-  /** `then`: it was done, or its tick was lost, at that time; else that is when this page was told. */
+  /** `then`: when it was done, or its tick was lost; 0 where only that is known: `at` this page was told. */
   mark(item, at, then) {
     this.marks.push({ item, at, done: item.done, then });
     if (this.marks.length > SPANS) this.marks.shift();
   },
-  begin(item, from) {
-    const cut = this.spans.findLast(span => span.item === item);
-    if (cut?.cut && from < cut.to) return void Object.assign(cut, { to: 0, cut: false });  // it ran all the while
-    this.spans.push({ item, from, to: 0, cut: false });
-    if (this.spans.length > SPANS) this.spans.shift();
-  },
-  /** `cut`: it still ran then, and what became of it was not seen. */
-  end(item, to, cut) {
-    const open = this.spans.find(span => span.item === item && !span.to);
-    if (open) Object.assign(open, { to, cut });
+  /** A bar: `early` where it may have begun before, `cut` where it may have gone on. */
+  begin(item) {
+    const span = { item, from: 0, to: 0, early: false, cut: false };
+    if (this.spans.push(span) > SPANS) this.spans.splice(this.spans.findIndex(old => old.to), 1);
+    return span;
   },
   ask() {
     if (this.asked) return;
@@ -777,7 +791,7 @@ const timeline = {
     const { now } = checks.now();
     const from = Math.min(now - 10000, ...this.spans.map(span => span.from), ...this.marks.map(mark => mark.at));
     const to = Math.max(checks.busy() ? now : from + 10000, ...this.spans.map(span => span.to || now), ...this.marks.map(mark => mark.at));
-    say($("timeline-note"), steps.length ? `${count(steps.length, "step")} seen, ${when(from)} to ${when(to)}` : "nothing seen yet");
+    say($("timeline-note"), steps.length ? `${count(steps.length, "step")} seen, ${between(from, to).join(" to ")}` : "nothing seen yet");
     this.words(steps);
     if (!steps.length || !$("timeline").open) { $("picture").replaceChildren(); return; }
     const width = Math.max(200, $("picture").clientWidth - 32), left = width < 480 ? 104 : 126, right = 10;
@@ -794,10 +808,11 @@ const timeline = {
     const steps = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800].map(s => 1000 * s);
     const most = Math.max(2, Math.floor((x(to) - x(from)) / 90));
     const step = steps.find(ms => (to - from) / ms <= most) ?? DAY * Math.ceil((to - from) / DAY / most);
-    for (let at = Math.ceil(from / step) * step; at <= to; at += step) {
+    const zone = MINUTE * new Date(to).getTimezoneOffset();  // lines at the hours and midnights of the reader
+    for (let at = Math.ceil((from - zone) / step) * step + zone; at <= to; at += step) {
       picture.append(svg("line", { class: "axis", x1: x(at), x2: x(at), y1: 0, y2: height - 14 }));
       const anchor = x(to) - x(at) < 24 ? "end" : "middle";
-      picture.append(svg("text", { x: x(at), y: height - 3, "text-anchor": anchor }, step < MINUTE ? clock(at) : step < DAY ? clock(at).slice(0, 5) : day(at)));
+      picture.append(svg("text", { x: x(at), y: height - 3, "text-anchor": anchor }, step < MINUTE ? clock(at) : clock(at) === "00:00:00" ? day(at) : clock(at).slice(0, 5)));
     }
   },
   step(picture, item, y, x, now) {
@@ -805,18 +820,24 @@ const timeline = {
     for (const span of this.spans) {
       if (span.item !== item) continue;
       const end = span.to || now;
-      picture.append(svg("rect", { class: `bar${span.cut ? " cut" : span.to ? "" : " now"}`, x: x(span.from), y: y + 4, width: Math.max(2, x(end) - x(span.from)), height: 9, rx: 2.5 }));
+      picture.append(svg("rect", { class: `bar${span.to ? "" : " now"}${span.early || span.cut ? " part" : ""}`, x: x(span.from), y: y + 4, width: Math.max(2, x(end) - x(span.from)), height: 9, rx: 2.5 }));
     }
     for (const mark of this.marks) {
       if (mark.item === item) picture.append(svg("circle", { class: mark.done ? "tick" : "fall", cx: x(mark.at), cy: y + 8.5, r: 4 }));
     }
   },
+  ran({ from, to, early, cut }) {
+    const [begin, end] = between(from, to), earlier = early ? " or earlier" : "";
+    return to ? `ran ${begin}${earlier} to ${end}${cut ? " or longer" : ""}` : `runs since ${begin}${earlier}`;
+  },
+  rang({ at, done, then }) { return `${!done ? "no longer done" : then ? "done" : "ticked"} at ${when(then || at)}`; },
   /** The same for who does not see it. */
   words(steps) {
     const lines = steps.map(item => {
-      const spans = this.spans.filter(span => span.item === item).map(span => span.to ? `ran ${when(span.from)} to ${when(span.to)}${span.cut ? " or longer" : ""}` : `runs since ${when(span.from)}`);
-      const marks = this.marks.filter(mark => mark.item === item).map(mark => `${mark.done ? mark.then ? "done" : "ticked" : "no longer done"} at ${when(mark.at)}`);
-      return `${item.label}: ${[...spans, ...marks].slice(-8).join(", ")}`;
+      const spans = this.spans.filter(span => span.item === item).map(span => [span.to ? span.from : Infinity, this.ran(span)]);
+      const marks = this.marks.filter(mark => mark.item === item).map(mark => [mark.at, this.rang(mark)]);
+      const said = [...spans, ...marks].sort(([one], [other]) => one - other).slice(-8);
+      return `${item.label}: ${said.map(([, text]) => text).join(", ")}`;
     });
     if (lines.join() === this.spoken) return;
     this.spoken = lines.join();
@@ -968,7 +989,7 @@ function watch() {
   const list = current.list;
   const show = () => { if (list === current.list && list.snapshot) checks.show(list.snapshot, list.times, list.missing); };
   for (const event of ["times", "snapshot", "ready"]) list.addEventListener(event, show);
-  list.addEventListener("gap", ({ detail }) => { if (list === current.list) checks.lose(Math.min(detail.since ?? Date.now(), Date.now())); });
+  list.addEventListener("gap", ({ detail }) => { if (list === current.list) checks.lose(detail.since ?? 0); });
   for (const event of ["state", "gap", "ready"]) list.addEventListener(event, askConnections);
   list.start();
   const named = address.channels().map(name => [name, wrongChannel(name)]);

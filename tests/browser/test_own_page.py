@@ -1,6 +1,7 @@
 """The page that the relay serves at `/` and `/run/<run>`, in a browser."""
 
 import asyncio
+import json
 import re
 import socket
 import time
@@ -427,6 +428,7 @@ async def test_a_step_says_when_it_ran_and_why_it_is_stale(watch, redis_url):
     await expect(run.item("landuse")).to_have_attribute("data-state", "running")
     await expect(run.item("landuse").locator(".word")).to_have_text(re.compile(r"^running (< )?1 s$"))
     await expect(run.page.locator("#progress")).to_have_text("7 done, 1 running")
+    now = int(time.time())
     run.write({"locked:landuse.nodb": "false", "timestamps:build_landuse": now, "locked:odd": "true"})
     await expect(run.item("landuse")).to_have_attribute("data-state", "done")
     await expect(run.item("landuse").locator(".word")).to_have_text(re.compile(rf"^{clock(now)} · (< )?\d s$"))
@@ -479,13 +481,13 @@ async def test_what_it_did_not_see_whole_has_no_length(relay, redis_server, watc
     redis_server.kill()
     await expect(run.page.locator("#checks")).to_have_class("checks stale")
     redis_server.start("--notify-keyspace-events", "Kghx")
-    done = int(time.time()) - 5
+    done = int(time.time())
     run.write(BUILT | {"timestamps:build_climate": done})
     await expect(run.item("climate")).to_have_attribute("data-state", "done")
     await expect(run.item("climate").locator(".word")).to_have_text(clock(done))
     words = run.page.locator("#timeline-text li", has_text="Climate")
     await expect(words).to_have_text(re.compile(rf": ran \S+ to \S+ or longer, done at {clock(done)}$"))
-    await expect(run.page.locator("#picture rect.bar.cut")).to_have_count(1)
+    await expect(run.page.locator("#picture rect.bar.part")).to_have_count(1)
 
 
 async def test_what_runs_since_before_it_looked_has_its_bar_from_its_beginning(relay, redis_server, watch):
@@ -510,30 +512,120 @@ async def test_what_runs_since_before_it_looked_has_its_bar_from_its_beginning(r
     )
 
 
-async def test_what_redis_lost_and_got_back_is_not_done_anew(relay, redis_server, watch):
-    past = {field: int(time.time()) - 3600 + at for field, at in BUILT.items()}
+@pytest.mark.parametrize("ago", [3600, 0])
+async def test_what_redis_lost_and_got_back_is_not_done_anew(relay, redis_server, watch, ago):
+    past = {"timestamps:build_channels": int(time.time()) - ago}
     with redis.Redis.from_url(redis_server.url) as worker:
         worker.hset(RUN, mapping=past)
     run = await watch(process=relay(env={"REDIS_URL": redis_server.url}), url=redis_server.url)
-    await expect(run.page.locator("#progress")).to_have_text("3 done")
+    await expect(run.page.locator("#progress")).to_have_text("1 done")
     words = run.page.locator("#timeline-text li", has_text="Channels")
-    await expect(words).to_have_count(0)
     with redis.Redis.from_url(run.url) as worker:
         worker.delete(RUN)
     await expect(run.page.locator("#progress")).to_have_text("0 done")
     await expect(words).to_have_text(re.compile(r": no longer done at \S+$"))
     run.write(past)
-    await expect(run.page.locator("#progress")).to_have_text("3 done")
+    await expect(run.page.locator("#progress")).to_have_text("1 done")
     await expect(words).to_have_text(re.compile(r": no longer done at \S+, ticked at \S+$"))
+    assert await run.page.locator("#picture circle").last.get_attribute("class") == "tick"
 
 
-@pytest.mark.parametrize("began", ["10", "1e15", "-62135596800", "soon"])
+@pytest.mark.parametrize("skew", [-7200, -20, 20, 7200])
+async def test_a_worker_with_another_clock_is_told_by_the_clock_of_this_page(watch, skew):
+    run = await watch()
+    run.write({"locked:climate.nodb": "true", "started:build_climate": int(time.time()) + skew})
+    await expect(run.item("climate")).to_have_attribute("data-state", "running")
+    run.write({"locked:climate.nodb": "false"} | BUILT | {"timestamps:build_climate": int(time.time()) + skew})
+    await expect(run.item("climate")).to_have_attribute("data-state", "done")
+    words = run.page.locator("#timeline-text li", has_text="Climate")
+    await expect(words).to_have_text(re.compile(r"^Climate: ran (\S+) to (\S+), ticked at \S+$"))
+    end, ring = await run.page.locator("#picture svg").evaluate(
+        """picture => {
+            const { x, width } = picture.querySelector("rect.bar");
+            const rings = [...picture.querySelectorAll("circle.tick")].map(ring => ring.cx.baseVal.value);
+            return [x.baseVal.value + width.baseVal.value, Math.max(...rings)];
+        }"""
+    )
+    assert ring >= end - 2
+
+
+async def test_a_bar_covers_nothing_that_was_seen_to_be_idle(relay, redis_server, watch):
+    began = int(time.time()) - 600
+    field = {"started:build_climate": began}  # of a run that failed
+    with redis.Redis.from_url(redis_server.url) as worker:
+        worker.hset(RUN, mapping=field)
+    run = await watch(process=relay(env={"REDIS_URL": redis_server.url}), url=redis_server.url)
+    await expect(run.page.locator("#progress")).to_have_text("0 done")
+    redis_server.kill()
+    await expect(run.page.locator("#checks")).to_have_class("checks stale")
+    redis_server.start("--notify-keyspace-events", "Kghx")
+    run.write(field | {"locked:climate.nodb": "true"})
+    words = run.page.locator("#timeline-text li", has_text="Climate")
+    await expect(words).to_have_text(re.compile(r"^Climate: runs since \d\d:\d\d:\d\d or earlier$"))
+    assert clock(began) not in await words.text_content()
+
+
+async def test_a_run_that_began_unseen_is_not_the_one_before_it(relay, redis_server, watch):
+    slow = 15  # the worker's clock
+    began = int(time.time()) - slow
+    with redis.Redis.from_url(redis_server.url) as worker:
+        worker.hset(RUN, mapping={"started:build_climate": began, "locked:climate.nodb": "true"})
+    run = await watch(process=relay(env={"REDIS_URL": redis_server.url}), url=redis_server.url)
+    words = run.page.locator("#timeline-text li", has_text="Climate")
+    await expect(words).to_have_text(re.compile("^Climate: runs since "))
+    redis_server.kill()
+    await expect(run.page.locator("#checks")).to_have_class("checks stale")
+    redis_server.start("--notify-keyspace-events", "Kghx")
+    run.write(
+        {"started:build_climate": began + 2, "timestamps:build_climate": began + 1, "locked:climate.nodb": "true"}
+    )
+    await expect(words).to_have_text(
+        re.compile(r": ran \S+ to \S+ or longer, (ticked at \S+, )?runs since \S+ or earlier$")
+    )
+
+
+async def test_a_page_that_opens_while_redis_is_away_has_seen_nothing(relay, redis_server, watch):
+    run = await watch(process=relay(env={"REDIS_URL": redis_server.url}), url=redis_server.url)
+    run.write({"locked:climate.nodb": "true"})
+    await expect(run.item("climate")).to_have_attribute("data-state", "running")
+    redis_server.kill()
+    await expect(run.page.locator("#checks")).to_have_class("checks stale")
+    late = await watch(process=run.relay, url=redis_server.url, away=True)
+    await expect(late.item("climate")).to_have_attribute("data-state", "running")
+    await expect(late.page.locator("#timeline-note")).to_have_text("nothing seen yet")
+    redis_server.start("--notify-keyspace-events", "Kghx")
+    late.write({"locked:climate.nodb": "true"})
+    words = late.page.locator("#timeline-text li", has_text="Climate")
+    await expect(words).to_have_text(re.compile(r"^Climate: runs since \d\d:\d\d:\d\d or earlier$"))
+
+
+async def test_what_runs_keeps_its_bar_however_much_comes_after_it(standing, redis_url, new_tab):
+    tab, sockets = await new_tab(), []
+    await tab.page.route_web_socket(
+        re.compile(f"/{RUN}[?]v=3"), lambda ws: sockets.append((ws, ws.connect_to_server()))
+    )
+    run = await Watched(tab, standing, redis_url).open()
+    run.write({"locked:climate.nodb": "true"})
+    words = run.page.locator("#timeline-text li")
+    await expect(words.filter(has_text="Climate")).to_have_text(re.compile(r"^Climate: runs since \S+$"))
+    ((socket_of_page, _),) = sockets
+    names = await run.page.locator("li[data-item]").evaluate_all("all => all.map(item => item.dataset.item)")
+    for n in range(60):
+        locks = dict.fromkeys(names, n % 2 == 0) | {"climate": True}
+        socket_of_page.send(json.dumps({"type": "preflight", "checklist": {}, "lock_statuses": locks}))
+        for _ in range(2):  # more would be drawn as one
+            await run.page.evaluate("() => new Promise(requestAnimationFrame)")
+    await expect(run.page.locator("#picture rect.bar")).to_have_count(200)
+    await expect(words.filter(has_text="Climate")).to_have_text(re.compile(r"^Climate: runs since \S+$"))
+
+
+@pytest.mark.parametrize("began", ["10", "-62135596800", "1763942400000", "9" * 18])
 async def test_a_beginning_that_cannot_be_is_none(watch, redis_url, began):
     with redis.Redis.from_url(redis_url) as worker:
         worker.hset(RUN, mapping={"started:build_climate": began, "locked:climate.nodb": "true"})
     run = await watch()
     words = run.page.locator("#timeline-text li", has_text="Climate")
-    await expect(words).to_have_text(re.compile(r"^Climate: runs since \d\d:\d\d:\d\d$"))
+    await expect(words).to_have_text(re.compile(r"^Climate: runs since \d\d:\d\d:\d\d or earlier$"))
     await expect(run.page.locator("#picture line.axis").nth(1)).to_be_attached()
     assert await run.page.locator("#picture line.axis").count() < 30
 
