@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 _NAN = math.nan
 _INTEGER = re.compile(rb"([+-]?)0*([0-9]{1,19})")  # ASCII digits alone; int() would also take " 20 ", "1_0" and "٣"
 _RANGE = range(-(2**63), 2**63)
-_TIMESTAMP, _LOCK = b"timestamps:", b"locked:"
+_TIMESTAMP, _STARTED, _LOCK = b"timestamps:", b"started:", b"locked:"
 
 # Always there, so that both generations of browser scripts find the locks they look up.
 _LOCKS = ("watershed", "climate", "wepp", "soils", "landuse", "disturbed")
@@ -42,14 +42,16 @@ def _newest(*times: float) -> float:
 
 
 class _Run(dict[str, float]):
-    """The timestamps of a run by task, NaN for what is no integer, and what else the rules ask for."""
+    """The timestamps of a run by task, NaN for what is no integer; `started` alike; and what else the rules ask for."""
 
     def __init__(self, fields: Mapping[bytes, bytes]) -> None:
         self.fields = fields
         self.has_sbs = fields.get(b"attrs:has_sbs") == b"true"
+        self.started: dict[str, int] = {}
         for field, value in fields.items():
-            if field.startswith(_TIMESTAMP) and (number := _integer(value)) is not None:
-                self[field[len(_TIMESTAMP) :].decode(errors="surrogateescape")] = number
+            for prefix, times in ((_TIMESTAMP, self), (_STARTED, self.started)):
+                if field.startswith(prefix) and (number := _integer(value)) is not None:
+                    times[field[len(prefix) :].decode(errors="surrogateescape")] = number
         # The first that is set and not the newer one: a watershed run supersedes the older kind of run for good.
         self.ran = self.is_set("run_wepp_watershed") or self.is_set("run_wepp")
         self.wepp = self["run_wepp_watershed" if self.is_set("run_wepp_watershed") else "run_wepp"]
@@ -192,7 +194,7 @@ def times(fields: Mapping[bytes, bytes]) -> bytes:
     for key, tasks in _TASKS.items():
         if (at := _done(run, key, tasks)) == at:
             done[key] = at
-        begun = _newest(*(_started(fields, task) for task in tasks))
+        begun = _newest(*[run.started.get(task, _NAN) for task in tasks])
         if begun == begun:
             started[key] = begun
     against = done | {"wepp": run.wepp}
@@ -209,12 +211,7 @@ def _done(run: _Run, key: str, tasks: tuple[str, ...]) -> float:
         return run.wepp if run.ran else run["build_rusle"]
     if key == "sbs_map" and not run.has_sbs:  # taken out again
         return _NAN
-    return _newest(*(run[task] for task in tasks))
-
-
-def _started(fields: Mapping[bytes, bytes], task: str) -> float:
-    began = _integer(fields.get(b"started:" + task.encode(), b""))
-    return _NAN if began is None else began
+    return _newest(*[run[task] for task in tasks])
 
 
 def frame(fields: Mapping[bytes, bytes]) -> bytes:
