@@ -304,8 +304,20 @@ class Supervisor:
                 pause = min(PAUSE_MOST, max(0.5, 2 * pause))
                 log.error(f"no worker can be started ({error}); tried again in {pause:g} s")
         await _either(worker.ready, worker.gone, timeout=STARTS_IN)
+        said = False
+        while not await self._served_as_well(self._another(worker), worker):
+            if slot.worker is not worker or worker.gone.is_set():
+                return
+            if not said:  # by settings that a SIGHUP has refused: it would let in its share and have nothing for them
+                log.error(f"worker {worker.process.pid} has no Redis, and others have: it lets nobody in until it has")
+                said = True
         if slot.worker is worker:  # and not replaced meanwhile
             await self._hand(slot, worker)
+
+    def _another(self, worker: Worker) -> Worker | None:
+        """One who serves, if there is one beside this worker."""
+        others = [slot.worker for slot in self._slots]
+        return next((each for each in others if each and each is not worker and each.ready.is_set()), None)
 
     # ---- who accepts ----
 

@@ -306,6 +306,26 @@ def test_hup_takes_nobody_to_where_nothing_is(start, tmp_path, redis_url, change
     assert process.ready("status")
 
 
+def test_a_worker_that_comes_back_takes_nobody_to_where_nothing_is(start, tmp_path, redis_url, publish):
+    settings = tmp_path / "settings"
+    settings.write_text(f"REDIS_URL={redis_url}\n")
+    process = start(2, "--env-file", str(settings), env={"REDIS_URL": None})
+    before = workers(process)
+    settings.write_text("REDIS_URL=redis://127.0.0.1:1\n")
+    os.kill(min(before), signal.SIGKILL)
+    said_so = "has no Redis, and others have: it lets nobody in until it has"
+    wait_for(lambda: any(said_so in line for line in said(process)), said_so, patience=30)
+    assert process.ready("status")
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(Peer(f"{process.status_url}/run:wepp")) for _ in range(12)]
+        publish("run:wepp", "to all")
+        assert [peer.data() for peer in peers] == ["to all"] * 12
+    settings.write_text(f"REDIS_URL={redis_url}\n")
+    process.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "all workers are replaced" in said(process), "a good one", patience=30)
+    assert process.ready("status")
+
+
 def test_term_drains_all(start):
     process = start(2, env={"RELAY_DRAIN_DELAY": "500ms"})
     with contextlib.ExitStack() as stack:
