@@ -85,7 +85,7 @@ def beside(sock: socket.socket) -> socket.socket:
 
 
 _BIND_TROUBLE = {
-    errno.EADDRINUSE: "something else listens there already (ss -ltnp shows what)",
+    errno.EADDRINUSE: "something else listens there already (ss -lntxp shows what)",
     errno.EACCES: "this user may not (ports below 1024 need CAP_NET_BIND_SERVICE)",
     errno.EADDRNOTAVAIL: "that is no address of this machine",
     errno.EBADF: "no such descriptor was inherited",

@@ -261,9 +261,10 @@ def load(
 
 def _all_different(addresses: Mapping[str, ListenAddress]) -> None:
     for (one, here), (other, there) in combinations(addresses.items(), 2):
-        if here == there and (here.kind != "tcp" or here.port):
+        if here.overlaps(there):
+            are = f"are both {here}" if here == there else f"share a port, {here} and {there}"
             raise ConfigError(
-                f"{one} and {other} are both {here}: give each an address of its own, for example "
+                f"{one} and {other} {are}: give each an address of its own, for example "
                 f"{one}={_EXAMPLES[one]} and {other}={_EXAMPLES[other]}"
             )
 
@@ -413,7 +414,10 @@ def _first(layers: list[_Layer], *names: str) -> _Found | None:
     for layer in layers:
         for name in names:
             if name in layer.values:
-                return _Found(name, layer.values[name], layer.source)
+                text = layer.values[name]
+                if any("\ud800" <= letter <= "\udfff" for letter in text):  # not shown: it may be a password
+                    raise ConfigError(f"{name} is no UTF-8 text: write it anew, Redis and the relay read it as UTF-8")
+                return _Found(name, text, layer.source)
     return None
 
 

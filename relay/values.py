@@ -274,6 +274,15 @@ class ListenAddress:
             raise ValueError("has a host that is neither a name nor an address")
         return cls("tcp", host=six or host or "", port=int(port))
 
+    def overlaps(self, other: Self) -> bool:
+        """Whether no process can listen on both."""
+        if self.kind != "tcp" or other.kind != "tcp":
+            return self == other
+        return self.port == other.port != 0 and (self._covers(other) or other._covers(self))
+
+    def _covers(self, other: Self) -> bool:
+        return self.host in ("", "::", other.host) or (self.host == "0.0.0.0" and ":" not in other.host)
+
     def __str__(self) -> str:
         if self.kind != "tcp":
             return f"unix:{self.path}" if self.kind == "unix" else f"fd:{self.fd}"

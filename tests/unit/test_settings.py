@@ -384,6 +384,20 @@ def test_two_services_on_one_address_are_refused():
         said = refusal({"STATUS_LISTEN_ADDR": text, "PREFLIGHT_LISTEN_ADDR": text})
         assert said.startswith(f"STATUS_LISTEN_ADDR and PREFLIGHT_LISTEN_ADDR are both {text}")
     load(env={"STATUS_LISTEN_ADDR": ":0", "PREFLIGHT_LISTEN_ADDR": ":0"})
+    load(env={"STATUS_LISTEN_ADDR": "127.0.0.1:9001", "PREFLIGHT_LISTEN_ADDR": "127.0.0.2:9001"})
+
+
+@pytest.mark.parametrize("text", [":9001", "0.0.0.0:9001", "[::]:9001"])
+def test_all_addresses_of_a_port_are_the_ones_of_another_service_too(text):
+    said = refusal({"STATUS_LISTEN_ADDR": text, "PREFLIGHT_LISTEN_ADDR": "127.0.0.1:9001"})
+    assert said.startswith(f"STATUS_LISTEN_ADDR and PREFLIGHT_LISTEN_ADDR share a port, {text} and 127.0.0.1:9001: ")
+
+
+@pytest.mark.parametrize("name", ["REDIS_PASSWORD", "REDIS_URL", "STATUS_REDIS_PASSWORD", "RELAY_TOKEN_SECRET"])
+def test_what_is_no_utf_8_is_refused_and_not_shown(name):
+    said = refusal({name: "redis://:p\udcffw@h"})
+    assert said.startswith(f"{name} is no UTF-8 text: ")
+    assert "w@h" not in said
     load(("status",), env={"STATUS_LISTEN_ADDR": ":9001"})
 
 
