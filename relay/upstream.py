@@ -165,6 +165,10 @@ class Upstream(asyncio.BufferedProtocol, ABC):
                     failures = 0  # let in and then refused what it is there for is one refusal more
             except (Lost, OSError, TimeoutError, ssl.SSLError) as error:
                 why = error
+            except Exception as error:
+                # Nothing that this code knows of. A task that ended would leave everybody in silence, for ever.
+                self.log.exception("no Redis for %s: a fault of the relay itself; please report it", self.purpose)
+                why = Lost(f"a fault of the relay itself, {error!r}")
             finally:
                 self._tear_down()
             failures += 1

@@ -219,6 +219,22 @@ async def test_nobody_there_then_somebody(server, caplog):
     assert caplog.text.count("no Redis for status subscriptions") == 1, "one line a minute"
 
 
+async def test_a_fault_of_its_own_is_said_and_tried_again(server, caplog, monkeypatch):
+    connect = upstream.Upstream._connect
+
+    async def faulty(self):
+        monkeypatch.setattr(upstream.Upstream, "_connect", connect)
+        raise KeyError("pattern")
+
+    monkeypatch.setattr(upstream.Upstream, "_connect", faulty)
+    link = server.link()
+    await server.visit()
+    await until(lambda: link.up)
+    assert "a fault of the relay itself" in caplog.text
+    assert "KeyError: 'pattern'" in caplog.text
+    await link.stop()
+
+
 async def test_what_is_lost_is_made_anew_and_counted(server, caplog):
     caplog.set_level(logging.INFO, "relay.redis")
     link = server.link()
