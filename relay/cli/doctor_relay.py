@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import hiredis
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 from websockets.typing import Origin
 
 from relay.cli import reach
 from relay.cli.doctor_finding import Finding
 from relay.cli.doctor_redis import RUN, Refusal, open_line
-from relay.cli.follow import LONGEST, parse
+from relay.cli.follow import LONGEST, StrictConnect, parse
 from relay.cli.reach import DEADLINE, resolve, why
-from relay.cli.target import address, query
+from relay.cli.target import address, moved, query
 from relay.cli.terminal import quoted
 from relay.errors import ConfigError
 from relay.settings import Settings
@@ -189,7 +189,7 @@ async def _open(base: str, visitor: Visitor) -> Opened | Finding:
     channel = f"{RUN}:{secrets.token_hex(8)}"
     for service, path in (("status", channel), ("preflight", RUN)):
         try:
-            socket = await connect(
+            socket = await StrictConnect(
                 f"{address(base, path)}?{query(visitor.token, v='2')}",
                 origin=Origin(visitor.origin) if visitor.origin else None,
                 compression=None,
@@ -202,7 +202,7 @@ async def _open(base: str, visitor: Visitor) -> Opened | Finding:
         except InvalidStatus as refused:
             if (refused.response.status_code, service) == (400, "status"):
                 continue
-            return _refused(refused, visitor)
+            return _refused(refused, visitor, address(base, path))
         except (OSError, TimeoutError, InvalidHandshake) as error:
             said = "the answer is no HTTP/1.1" if isinstance(error, InvalidMessage) else why(error)
             return Finding(
@@ -211,10 +211,15 @@ async def _open(base: str, visitor: Visitor) -> Opened | Finding:
     raise AssertionError("the second path has no third to go on to")
 
 
-def _refused(refused: InvalidStatus, visitor: Visitor) -> Finding:
+def _refused(refused: InvalidStatus, visitor: Visitor, url: str) -> Finding:
     """An answer other than 101, by what it can mean."""
     answer = refused.response
     status = answer.status_code
+    if status // 100 == 3 and (location := answer.headers.get("Location")):
+        where, base = moved(url, location)
+        means = "Browsers follow no redirect of a websocket: no client can connect."
+        mend = f"relay doctor --url {base}    # and the same address in the pages" if base else "see the proxy's log"
+        return Finding("fault", "handshake", f"answers {status} with {where}", means, mend)
     body = quoted(bytes(answer.body or b"").decode("utf-8", "replace")) or answer.reason_phrase
     means, mend = {
         401: (

@@ -15,11 +15,23 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 from websockets.http11 import Response
 
-from relay.cli.target import masked
+from relay.cli.target import masked, moved
 from relay.cli.terminal import quoted
 from relay.errors import RelayError
 
 Frame = dict[str, Any]
+
+
+class StrictConnect(connect):
+    """Takes a redirect for what it is to a browser's websocket: a refusal.
+
+    websockets follows them, and raises an InvalidURI that is no InvalidHandshake where they lead to https://.
+    """
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        """The answer itself."""
+        return exc
+
 
 RETRY_BASE = 0.5  # seconds; upper bound of the first wait
 RETRY_MAX = 15.0  # seconds; what WEPPcloud's pages wait at most
@@ -60,7 +72,7 @@ async def follow(
     while True:
         heard = False
         try:
-            socket = await connect(
+            socket = await StrictConnect(
                 f"{url}?{query}" if query else url,
                 compression=None,
                 max_size=LONGEST,
@@ -69,7 +81,7 @@ async def follow(
                 close_timeout=1,
             )
         except (OSError, InvalidHandshake) as error:
-            reason = _refused(error, shown)
+            reason = _refused(error, url)
         else:
             if lost:
                 tell(True, f"connected to {shown} again")
@@ -137,8 +149,12 @@ def _refused(error: Exception, url: str) -> str:
     if isinstance(error, InvalidStatus):
         answer = error.response
         said = _said(answer)
+        if answer.status_code // 100 == 3 and (location := answer.headers.get("Location")):
+            where, base = moved(url, location)
+            told = f"give --url {base}" if base else "no relay is there"
+            raise RelayError(f"{masked(url)}: answered {answer.status_code} with {where}: {told}") from error
         if answer.status_code < 500 and answer.status_code not in NOT_NOW:
-            raise RelayError(f"{url}: refused with {answer.status_code}: {said}") from error
+            raise RelayError(f"{masked(url)}: refused with {answer.status_code}: {said}") from error
         return f"answered {answer.status_code}: {said}"
     if isinstance(error, InvalidMessage):
         return "no HTTP answer"

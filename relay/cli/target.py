@@ -2,9 +2,11 @@
 
 import re
 from typing import NamedTuple
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit
 
 import click
+
+from relay.cli.terminal import quoted
 
 # Where the relay asks for one (RELAY_TOKEN_SECRET there). In the environment it is not seen by `ps`.
 TOKEN = click.option(
@@ -54,6 +56,18 @@ def address(base: str, path: str) -> str:
     if parts.query or parts.fragment:
         raise click.UsageError("--url: an address without ? and #; a token is given by --token or RELAY_TOKEN")
     return f"{WEBSOCKET[parts.scheme]}://{parts.netloc}{parts.path.rstrip('/')}/{path}"
+
+
+def moved(url: str, location: str) -> tuple[str, str]:
+    """Where a redirect of `url` leads, fit to be shown, and the --url that asks there; "" where that is no relay's."""
+    try:
+        parts = urlsplit(urljoin(url.replace("ws", "http", 1), location))
+    except ValueError:  # half a bracket
+        return quoted(location.partition("?")[0]), ""
+    host, (base, _, last) = parts.netloc.rpartition("@")[2], parts.path.rpartition("/")
+    same = host and parts.scheme in WEBSOCKET and unquote(last) == unquote(url.rpartition("/")[2])
+    shown = f"{parts.scheme}://{host}{parts.path}"  # without its query: a token may have been repeated there
+    return quoted(shown), quoted(f"{WEBSOCKET[parts.scheme]}://{host}{base}") if same else ""
 
 
 def masked(url: str) -> str:

@@ -265,7 +265,7 @@ def site():
     """An HTTP server that answers each path with a status: `site(200)` -> its URL; /livez has one of its own."""
     with contextlib.ExitStack() as stack:
 
-        def start(status, livez=200):
+        def start(status, livez=200, location=None):
             class Handler(http.server.BaseHTTPRequestHandler):
                 protocol_version = "HTTP/1.1"
                 logins = start.logins
@@ -273,6 +273,8 @@ def site():
                 def do_GET(self):
                     self.logins.append(self.headers["Authorization"])
                     self.send_response(livez if self.path == "/livez" else status)
+                    if location:
+                        self.send_header("Location", location + self.path)
                     self.send_header("Content-Length", str(len(PAGE)))
                     self.end_headers()
                     self.wfile.write(PAGE)
@@ -301,6 +303,18 @@ async def test_what_stands_between_and_passes_no_websocket_on(site, status, said
     assert (found[-1].check, found[-1].state) == ("handshake", "fault")
     assert said in found[-1].found
     assert mend in found[-1].mend
+
+
+def test_a_redirect_is_a_fault_that_names_the_right_url(site):
+    """As nginx in front has it, `return 301 https://...`; what is named behind it is looked at all the same."""
+    urls = site(301, livez=301, location="https://wepp.cloud/status"), site(426)
+    found = json.loads(invoke("--json", "--token", SECRET, "--url", urls[0], "--url", urls[1]).stdout)["findings"]
+    [moved, last] = [finding for finding in found if finding["check"] == "handshake"]
+    assert (moved["state"], last["state"]) == ("fault", "fault")
+    assert moved["found"].startswith("answers 301 with https://wepp.cloud/status/doctor:")
+    assert moved["mend"].startswith("relay doctor --url wss://wepp.cloud/status ")
+    assert "answers 426" in last["found"]
+    assert SECRET not in str(found)
 
 
 async def test_what_is_no_relay_at_all(site):

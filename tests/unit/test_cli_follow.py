@@ -56,7 +56,9 @@ def fake():
             def refuse(connection, request):
                 paths.append(request.path)
                 if isinstance(script(), HTTPStatus):
-                    return connection.respond(script(), start.body)
+                    answer = connection.respond(script(), start.body)
+                    answer.headers.update(start.headers)
+                    return answer
                 return None
 
             server = stack.enter_context(serve(lambda c: script()(c), "127.0.0.1", 0, process_request=refuse))
@@ -66,7 +68,7 @@ def fake():
             stack.callback(server.shutdown)
             return f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
 
-        start.paths, start.body = paths, "no such thing here\n"
+        start.paths, start.body, start.headers = paths, "no such thing here\n", {}
         yield start
 
 
@@ -158,6 +160,33 @@ def test_tail_ends_where_the_relay_refuses_for_good(fake, code):
     result = invoke("tail", "r:c", "--url", url)
     assert result.exit_code == 1
     assert result.stderr == f"relay: {url}/r:c: refused with {code.value}: no such thing here\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [(["tail", "a;b:c"], "a%3Bb:c"), (["checklist", "r"], "r"), (["checklist", "r", "--watch"], "r")],
+)
+@pytest.mark.parametrize(
+    ("location", "where", "told"),
+    [
+        (
+            "https://wepp.cloud/micro/{}?token=s3cret",
+            "https://wepp.cloud/micro/{}",
+            "give --url wss://wepp.cloud/micro",
+        ),
+        ("/micro/{}", "http://{host}/micro/{}", "give --url ws://{host}/micro"),
+        ("https://wepp.cloud/login?next={}", "https://wepp.cloud/login", "no relay is there"),
+        ("http://[", "http://[", "no relay is there"),
+    ],
+)
+def test_a_redirect_is_not_followed_and_names_the_address_to_give(fake, command, asked, location, where, told):
+    url = fake(HTTPStatus.MOVED_PERMANENTLY)
+    fake.headers = {"Location": location.format(asked)}
+    result = invoke(*command, "--url", url, "--token", "s3cret")
+    assert result.exit_code == 1
+    said = f"answered 301 with {where}: {told}".format(asked, host=url.partition("//")[2])
+    assert result.stderr == f"relay: {url}/{asked}: {said}\n"
+    assert len(fake.paths) == 1
 
 
 @pytest.mark.parametrize(
