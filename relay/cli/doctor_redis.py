@@ -8,6 +8,7 @@ import asyncio
 import re
 import secrets
 import shlex
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -28,6 +29,8 @@ RUN = "doctor"  # of the channel and the key that are tried
 PROBE_SECONDS = 3.0  # for a message to come back from Redis itself
 OLDEST = 6  # major version: no users with rights before it
 HARD, SOFT = 32 << 20, 8 << 20  # Redis' own client-output-buffer-limit for pubsub
+UNKNOWN_AUTHORITY = range(18, 22)  # of OpenSSL's X509_V_ERR: self-signed, or signed by who is not known here
+DATABASE_0 = "PREFLIGHT_REDIS_URL=redis://.../0, where workers write"
 FULL = 0.9  # of maxmemory
 CLOCKS = 2.0  # seconds by which two may differ
 
@@ -109,10 +112,16 @@ async def open_line(address: RedisAddress, *, ping: bool = True) -> Line:
         return await Line(address, ping=ping).__aenter__()
 
 
-def cli(address: RedisAddress) -> str:
-    """How an administrator calls redis-cli there."""
+def cli(address: RedisAddress, *, login: bool = False) -> str:
+    """How redis-cli is called there, as the user of the URL; it asks for a password, where there is one or `login`."""
     where = ["-s", address.path] if address.path else ["-h", address.host, "-p", str(address.port)]
-    return shlex.join(["redis-cli", *where, *(["--tls"] if address.tls else [])])
+    if address.tls:
+        files = {"--cacert": address.ssl_ca_certs, "--cert": address.ssl_certfile, "--key": address.ssl_keyfile}
+        where += ["--tls", *(word for option, file in files.items() if file for word in (option, file))]
+        where += ["--insecure"] if address.ssl_cert_reqs == "none" else []
+    if login or address.password:  # without one redis-cli prints NOAUTH, with exit code 0
+        where += [*(["--user", address.username] if address.username else []), "--askpass"]
+    return shlex.join(["redis-cli", *where])
 
 
 async def examine(address: RedisAddress, services: Sequence[ServiceSettings], process: Settings) -> list[Finding]:
@@ -164,7 +173,9 @@ def _unreached(address: RedisAddress, error: Exception) -> Finding:
     if isinstance(error, Refusal):
         meant = verdict(str(error))
         fatal = isinstance(meant, Refused) and meant.fatal
-        user = f"--user {shlex.quote(address.username)} " if address.username else ""
+        if str(error).startswith("NOPERM"):  # PING is all that was asked
+            means = "The relay asks for PING when it connects, and serves nothing new until it is let in."
+            return Finding("fault", "login", f"Redis answers and refuses: {error}", means, _grant(address, "+ping"))
         return Finding(
             "fault",
             "login",
@@ -173,7 +184,7 @@ def _unreached(address: RedisAddress, error: Exception) -> Finding:
             "is not the one that Redis has."
             if fatal
             else "The relay tries again for ever, and serves nothing new until it is let in.",
-            f"{cli(address)} {user}--askpass PING    # then the same user and password for the relay"
+            f"{cli(address, login=True)} PING    # then the same user and password for the relay"
             if fatal
             else f"{cli(address)} INFO clients    # and CONFIG GET maxclients",
         )
@@ -182,7 +193,31 @@ def _unreached(address: RedisAddress, error: Exception) -> Finding:
         "reach",
         f"{address}: {_reason(error)}",
         "The relay keeps its clients and tries again for ever; nothing that is published comes through.",
-        f"{cli(address)} PING    # from here; then `bind` in its redis.conf, and the firewall between",
+        _tls_mend(address, error)
+        or f"{cli(address)} PING    # from here; then `bind` in its redis.conf, and the firewall between",
+    )
+
+
+def _tls_mend(address: RedisAddress, error: Exception) -> str:
+    """What to write into the URL, where it and the port seem to be of two minds about TLS; else ""."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code not in UNKNOWN_AUTHORITY:
+            return ""
+        return "?ssl_ca_certs=/path/to/ca.pem behind the URL    # of the authority that has signed its certificate"
+    if address.tls and isinstance(error, TimeoutError | ssl.SSLError | ConnectionResetError):
+        return f"redis:// in the URL, and not rediss://, if the port speaks no TLS; {cli(address)} PING    # says so"
+    ended = isinstance(error, ConnectionResetError | Lost | hiredis.ProtocolError)
+    if ended and not (address.tls or address.path):
+        secure = cli(replace(address, tls=True))
+        return f"rediss:// in the URL, and not redis://, if the port speaks TLS; {secure} PING    # says so"
+    return ""
+
+
+def _grant(address: RedisAddress, rights: str) -> str:
+    """The command that gives them to the user."""
+    user = shlex.quote(address.username or "default")
+    return (
+        f"{cli(address)} ACL SETUSER {user} {rights}    # as one who may; and in its redis.conf: deploy/redis-acl.conf"
     )
 
 
@@ -200,7 +235,6 @@ class Examination:
         self._services = services
         self._process = process
         self._cli = cli(line.address)
-        self._user = shlex.quote(line.address.username or "default")
 
     def checks(self) -> list[tuple[str, Check]]:
         """All of them by name: each returns what it found, or raises what `Line.ask` does."""
@@ -393,6 +427,16 @@ class Examination:
                     found.append(
                         Finding("fault", "preflight rights", str(refusal), means, self._grant(refusal, *rights))
                     )
+        if db and not found:
+            return [
+                Finding(
+                    "warning",
+                    "preflight rights",
+                    f"the relay reads database {db}",
+                    "Workers write runs to database 0: unless yours do otherwise, every checklist stays empty.",
+                    DATABASE_0,
+                )
+            ]
         return found or [Finding("ok", "preflight rights", f"SUBSCRIBE to key events of database {db}, HGETALL")]
 
     async def key_events(self) -> list[Finding]:
@@ -423,8 +467,9 @@ class Examination:
 
     def _grant(self, refusal: Refusal, commands: str, patterns: str) -> str:
         """What is missing, and not both: a pattern behind one that allows all is an error to Redis."""
-        rights = commands if "command" in str(refusal) else patterns
-        return f"{self._cli} ACL SETUSER {self._user} {rights}    # and in its redis.conf: see deploy/redis-acl.conf"
+        if "DB index is out of range" in str(refusal):
+            return f"{DATABASE_0}    # or a higher `databases` in its redis.conf"
+        return _grant(self._line.address, commands if "command" in str(refusal) else patterns)
 
 
 def _joined(flags: str, more: str) -> str:

@@ -54,6 +54,15 @@ class Visitor(NamedTuple):
         """Seconds between two heartbeats."""
         return max((service.ping_interval for service in self.settings.services), default=10.0)
 
+    def units(self, port: int) -> list[str]:
+        """The units of systemd (deploy/) that the service at a port may be of: its own, or all that were asked for."""
+        services = [service for service in self.settings.services if service.listen.port == port]
+        return [f"relay-{service.name}" for service in services or self.settings.services]
+
+    def journal(self, port: int) -> str:
+        """The command that shows what they said."""
+        return " ".join(["journalctl", *(f"-u {unit}" for unit in self.units(port))])
+
 
 async def examine(base: str, visitor: Visitor) -> list[Finding]:
     """What is the matter with the service at the address `base`."""
@@ -69,16 +78,16 @@ async def _steps(base: str, visitor: Visitor) -> AsyncIterator[Finding]:
         await resolve(host, server.port)
         yield await server.life()
     except (OSError, TimeoutError, ValueError) as error:
-        yield Finding(
-            "fault",
-            "livez",
-            why(error),
-            "No client can connect.",
-            "systemctl status relay    # does it run, and does it listen there: ss -ltnp",
-        )
+        mend = f"systemctl status {' '.join(visitor.units(server.port))}    # does it run, and listen there: ss -ltnp"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            mend = "SSL_CERT_FILE=/path/to/ca.pem relay doctor ...    # of the authority that browsers know there"
+        elif tls and isinstance(error, ssl.SSLError | TimeoutError):  # the relay waits for the end of a request
+            plain = server._replace(tls=False).url("ws")
+            mend = f"relay doctor --url {plain}    # and not wss://, if no TLS is spoken there; else: {mend}"
+        yield Finding("fault", "livez", why(error), "No client can connect.", mend)
         return
     yield await server.readiness(visitor)
-    opened = await _open(base, visitor)
+    opened = await _open(base, visitor, visitor.journal(server.port))
     if isinstance(opened, Finding):
         yield opened
         return
@@ -92,7 +101,8 @@ async def _steps(base: str, visitor: Visitor) -> AsyncIterator[Finding]:
                 yield await _preflight(opened)
             yield await _heartbeats(opened, visitor.interval)
         except ConnectionClosed as closed:
-            yield _cut(closed, f"after {time.monotonic() - opened.heard_at:.1f} s in which nothing was said")
+            when = f"after {time.monotonic() - opened.heard_at:.1f} s in which nothing was said"
+            yield _cut(closed, when, f"journalctl -u relay-{opened.service}")
 
 
 class Server(NamedTuple):
@@ -103,6 +113,11 @@ class Server(NamedTuple):
     path: str
     tls: bool
     login: str
+
+    def url(self, scheme: str = "http") -> str:
+        """Its address, without the login."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}{'s' if self.tls else ''}://{host}:{self.port}{self.path}"
 
     async def get(self, page: str) -> tuple[int, str]:
         """As `reach.get`, below the path."""
@@ -122,7 +137,7 @@ class Server(NamedTuple):
             "livez",
             f"answers {status}: {body}",
             "What answers is no relay, or a proxy that has none behind it.",
-            "relay healthcheck --url http://localhost:9002    # on the relay's host, without the proxy",
+            f"relay healthcheck --url {self.url()}    # then at the relay's own port, without the proxy",
         )
 
     async def readiness(self, visitor: Visitor) -> Finding:
@@ -184,7 +199,7 @@ class Opened:
                     return frame
 
 
-async def _open(base: str, visitor: Visitor) -> Opened | Finding:
+async def _open(base: str, visitor: Visitor, journal: str) -> Opened | Finding:
     """A websocket: of a channel, or where the service takes no channel (400), of a run."""
     channel = f"{RUN}:{secrets.token_hex(8)}"
     for service, path in (("status", channel), ("preflight", RUN)):
@@ -205,9 +220,7 @@ async def _open(base: str, visitor: Visitor) -> Opened | Finding:
             return _refused(refused, visitor, address(base, path))
         except (OSError, TimeoutError, InvalidHandshake) as error:
             said = "the answer is no HTTP/1.1" if isinstance(error, InvalidMessage) else why(error)
-            return Finding(
-                "fault", "handshake", said, "No client can connect.", "journalctl -u relay    # and the proxy's log"
-            )
+            return Finding("fault", "handshake", said, "No client can connect.", f"{journal}    # and the proxy's log")
     raise AssertionError("the second path has no third to go on to")
 
 
@@ -347,13 +360,13 @@ async def _heartbeats(opened: Opened, interval: float) -> Finding:
     return Finding("ok", "heartbeat", f"{beats[1] - beats[0]:.1f} s apart")
 
 
-def _cut(closed: ConnectionClosed, when: str) -> Finding:
+def _cut(closed: ConnectionClosed, when: str, journal: str) -> Finding:
     """An end that the doctor did not ask for: said by the relay in a close frame, else done by something in between."""
     if closed.rcvd is not None:
         reason = f" ({quoted(closed.rcvd.reason)})" if closed.rcvd.reason else ""
         means = "The relay, or a proxy, has closed it: docs/protocol.md says what the code means."
         found = f"closed with {closed.rcvd.code}{reason} {when}"
-        return Finding("fault", "connection", found, means, "journalctl -u relay    # says why")
+        return Finding("fault", "connection", found, means, f"{journal}    # says why")
     return Finding(
         "fault",
         "connection",

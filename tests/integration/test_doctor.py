@@ -20,7 +20,7 @@ from relay.cli import doctor_redis, embedded, reach
 from relay.cli.commands import relay as cli
 from tests.conftest import OURS, ROOT, Relay
 from tests.faults.proxy import Proxy
-from tests.integration.fronts import Front, passing_to
+from tests.integration.fronts import Front, passing_to, saying, silent
 from tests.integration.peers import ask, head, wait_for
 from tests.integration.test_acl import FILE, PASSWORD
 
@@ -57,6 +57,16 @@ def doctor():
         return Diagnosis(json.loads(done.stdout))
 
     return run
+
+
+@pytest.fixture
+def front_with_tls(tmp_path):
+    """`front_with_tls(port)` -> the port of a front that speaks TLS as localhost, and the file of its authority."""
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    with contextlib.ExitStack() as stack:
+        yield lambda port: (stack.enter_context(Front(passing_to(port), context)).port, tmp_path / "ca.pem")
 
 
 @pytest.fixture(scope="module")
@@ -168,10 +178,61 @@ def test_a_wrong_password(doctor, new_redis, given):
     assert SECRET not in doctor.printed
 
 
+@pytest.mark.parametrize("user", ["", "relay"])
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+@pytest.mark.needs("redis-cli")
+def test_what_mends_it_works_as_it_is_printed(doctor, new_redis, front_with_tls, user, tls):
+    server = new_redis("--requirepass", SECRET, "--user", "relay", "on", f">{SECRET}", "~*", "&*", "+@all")
+    url = f"redis://{user}:{SECRET}@127.0.0.1:{server.port}"
+    if tls:
+        port, trusted = front_with_tls(server.port)
+        url = f"rediss://{user}:{SECRET}@localhost:{port}?ssl_ca_certs={trusted}"
+    server.execute("CONFIG", "SET", "notify-keyspace-events", "")
+    mend = doctor(REDIS_URL=url).finding("key events")["mend"]
+    assert SECRET not in doctor.printed
+    done = subprocess.run(mend, shell=True, input=f"{SECRET}\n", capture_output=True, text=True, timeout=10, check=True)
+    assert done.stdout.strip() == "OK", done
+    doctor(code=0, REDIS_URL=url)
+
+
+def test_a_user_that_may_not_ping(doctor, redis_server):
+    redis_server.execute("ACL", "SETUSER", "relay", "on", f">{SECRET}", "~*", "&*", "+@all", "-ping")
+    url = f"redis://relay:{SECRET}@127.0.0.1:{redis_server.port}"
+    found = doctor(REDIS_URL=url)
+    assert found.bad() == ["login"]
+    right = found.finding("login")["mend"].partition(" ACL ")[2].partition("    #")[0].split()
+    assert right == ["SETUSER", "relay", "+ping"]
+    redis_server.execute("ACL", *right)
+    doctor(code=0, REDIS_URL=url)
+
+
+def test_preflight_on_another_database_than_workers_write(doctor, new_redis):
+    server = new_redis()
+    found = doctor(code=0, REDIS_URL=server.url, PREFLIGHT_REDIS_URL=f"{server.url}/3").finding("preflight rights")
+    assert (found["state"], found["found"]) == ("warning", "the relay reads database 3")
+    assert found["mend"].startswith("PREFLIGHT_REDIS_URL=redis://.../0")
+
+
+def test_a_database_that_does_not_exist(doctor, new_redis):
+    server = new_redis("--databases", "1")
+    found = doctor(REDIS_URL=server.url, PREFLIGHT_REDIS_URL=f"{server.url}/1").finding("preflight rights")
+    assert (found["state"], found["found"]) == ("fault", "ERR DB index is out of range")
+    assert "`databases`" in found["mend"]
+    assert "ACL" not in found["mend"]
+
+
 def test_tls_where_there_is_none(doctor, redis_server, monkeypatch):
     monkeypatch.setattr(doctor_redis, "DEADLINE", 0.5)  # Redis may wait for more of what it takes for a command
     found = doctor(REDIS_URL=f"rediss://127.0.0.1:{redis_server.port}")
     assert found.bad() == ["reach"]
+    assert found.finding("reach")["mend"].startswith("redis:// in the URL, and not rediss://")
+
+
+def test_no_tls_where_there_is_some(doctor, redis_server, front_with_tls):
+    port, _ = front_with_tls(redis_server.port)
+    found = doctor(REDIS_URL=f"redis://localhost:{port}")
+    assert found.bad() == ["reach"]
+    assert found.finding("reach")["mend"].startswith("rediss:// in the URL, and not redis://")
 
 
 @pytest.mark.parametrize(
@@ -247,22 +308,27 @@ def test_two_servers_behind_one_address(doctor, new_redis, monkeypatch):
     assert "two servers" in found.finding("probe")["means"]
 
 
-def test_tls_to_redis_and_to_the_proxy(doctor, sound, redis_url, tmp_path):
-    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    trusted = tmp_path / "ca.pem"
-    authority.cert_pem.write_to_path(trusted)
-    with (
-        Front(passing_to(int(redis_url.rpartition(":")[2])), context) as redis,
-        Front(passing_to(sound.ports["status"]), context) as proxy,
-    ):
-        url, redis_url = f"wss://localhost:{proxy.port}", f"rediss://localhost:{redis.port}"
-        found = doctor("--url", url, REDIS_URL=redis_url)
-        assert found.bad() == ["reach", "livez"]
-        for check in found.bad():
-            assert "its certificate is not accepted: unable to get local issuer" in found.finding(check)["found"]
-        env = {"REDIS_URL": f"{redis_url}?ssl_ca_certs={trusted}", "SSL_CERT_FILE": str(trusted)}
-        assert doctor("--url", url, code=0, **env).finding("message")["state"] == "ok"
+def test_tls_to_redis_and_to_the_proxy(doctor, sound, redis_url, front_with_tls):
+    redis, trusted = front_with_tls(int(redis_url.rpartition(":")[2]))
+    proxy, _ = front_with_tls(sound.ports["status"])
+    url, redis_url = f"wss://localhost:{proxy}", f"rediss://localhost:{redis}"
+    found = doctor("--url", url, REDIS_URL=redis_url)
+    assert found.bad() == ["reach", "livez"]
+    for check in found.bad():
+        assert "its certificate is not accepted: unable to get local issuer" in found.finding(check)["found"]
+    assert found.finding("reach")["mend"].startswith("?ssl_ca_certs=/path/to/ca.pem behind the URL")
+    env = {"REDIS_URL": f"{redis_url}?ssl_ca_certs={trusted}", "SSL_CERT_FILE": str(trusted)}
+    assert doctor("--url", url, code=0, **env).finding("message")["state"] == "ok"
+
+
+@pytest.mark.parametrize("serve", [silent, saying(b"HTTP/1.1 400 Bad Request\r\n\r\n")], ids=["waits", "answers"])
+def test_wss_where_there_is_no_tls(doctor, redis_url, monkeypatch, serve):
+    """The relay waits for the end of a request, and a proxy answers."""
+    monkeypatch.setattr(reach, "DEADLINE", 0.5)
+    with Front(serve) as front:
+        found = doctor("--url", f"wss://127.0.0.1:{front.port}", REDIS_URL=redis_url)
+    assert found.bad() == ["livez"]
+    assert found.finding("livez")["mend"].startswith(f"relay doctor --url ws://127.0.0.1:{front.port} ")
 
 
 # ---- this machine ----
@@ -291,6 +357,10 @@ def test_no_relay_there(doctor, redis_url):
     assert time.monotonic() - began < 3
     assert found.bad() == ["livez"]
     assert found.finding("livez")["found"] == "Connection refused"
+    assert found.finding("livez")["mend"].startswith("systemctl status relay-status relay-preflight ")
+    port = embedded.free_port()
+    found = doctor("--url", f"ws://127.0.0.1:{port}", REDIS_URL=redis_url, PREFLIGHT_LISTEN_ADDR=f":{port}")
+    assert found.finding("livez")["mend"].startswith("systemctl status relay-preflight ")
 
 
 def test_a_relay_without_its_redis(doctor, relay, redis_url, tmp_path):

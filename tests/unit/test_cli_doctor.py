@@ -318,7 +318,9 @@ def test_a_redirect_is_a_fault_that_names_the_right_url(site):
 
 
 async def test_what_is_no_relay_at_all(site):
-    found = await doctor_relay.examine(site(404, livez=404), doctor_relay.Visitor(load()))
+    url = site(404, livez=404)
+    found = await doctor_relay.examine(url, doctor_relay.Visitor(load()))
+    assert found[0].mend.startswith(f"relay healthcheck --url {url.replace('ws:', 'http:')} ")
     assert (found[0].check, found[0].state) == ("livez", "fault")
     assert "\x1b" not in found[0].found
     assert "answers 404: a page\\x1b[2J of another server" in found[0].found
