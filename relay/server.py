@@ -580,14 +580,18 @@ def _service_bounds(settings: ServiceSettings) -> list[Bound]:
     ]
 
 
+def room(files: int) -> int:
+    """Connections that a hard file limit leaves room for; below 0 where it is not even enough for the relay itself."""
+    open_now = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    return min((1 << 20 if files == resource.RLIM_INFINITY else files) - open_now - FILES_KEPT, 1 << 20)
+
+
 def max_connections(settings: Settings) -> int:
     """Connections at once: what is asked for, within what the file limit leaves after raising it as far as it goes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    open_now = sum(1 for _ in Path("/proc/self/fd").iterdir())
-    room = (1 << 20 if hard == resource.RLIM_INFINITY else hard) - open_now - FILES_KEPT
-    limit = max(MIN_CONNECTIONS, min(room, 1 << 20))
+    limit = max(MIN_CONNECTIONS, room(hard))
     if settings.max_connections is not None:
         if settings.max_connections > limit:
             log.warning(f"RELAY_MAX_CONNECTIONS={settings.max_connections}: the file limit of {hard} leaves {limit}")

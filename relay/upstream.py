@@ -305,9 +305,7 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         """
         if not isinstance(reply, hiredis.ReplyError):
             return f"{type(reply).__name__} of {len(reply)}" if isinstance(reply, bytes | list) else repr(reply)
-        text = str(reply).partition(", with args beginning with")[0]
-        password = self.settings.redis.password
-        return text.replace(password, "***") if password else text
+        return self.settings.redis.redacted(str(reply).partition(", with args beginning with")[0])
 
     def _end(self, why: Lost) -> None:
         self._not_greeted(why)

@@ -32,6 +32,7 @@ _LEVELS = {"debug": "DEBUG", "info": "INFO", "warn": "WARNING", "warning": "WARN
 _HOSTNAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?")
 MAX_INT = 2**31 - 1
 MAX_WORKERS = 64
+_SHORTEST_SECRET = 4  # characters: with the password `p` "no permissions" was told as "no ***ermissions"
 _LONGEST = 10_000 * 3600.0  # s: the core counts in 32 bits of 0.1 s
 
 
@@ -372,6 +373,14 @@ class RedisAddress:
 
     def __str__(self) -> str:
         return self._url("***" if self.password else None)
+
+    def redacted(self, text: str) -> str:
+        """What a server said, without the password; a short one in a URL alone, for any word may hold its letters."""
+        if not self.password:
+            return text
+        if len(self.password) < _SHORTEST_SECRET:
+            return text.replace(f":{self.password}@", ":***@")
+        return text.replace(self.password, "***")
 
     def _url(self, password: str | None) -> str:
         login = quote(self.username or "", safe="") + (f":{password}" if password else "")

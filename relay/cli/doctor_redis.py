@@ -100,7 +100,7 @@ class Line:
         if isinstance(reply, hiredis.ReplyError):
             # Redis repeats a command that it does not know, and where AUTH is renamed that is the password.
             text = str(reply).partition(", with args beginning with")[0]
-            raise Refusal(quoted(text.replace(self.address.password or "\0", "***")))
+            raise Refusal(quoted(self.address.redacted(text)))
         return reply
 
 
@@ -214,11 +214,10 @@ def _tls_mend(address: RedisAddress, error: Exception) -> str:
 
 
 def _grant(address: RedisAddress, rights: str) -> str:
-    """The command that gives them to the user."""
+    """The command that gives them to the user; as `default`, for one that lacks rights may give none."""
     user = shlex.quote(address.username or "default")
-    return (
-        f"{cli(address)} ACL SETUSER {user} {rights}    # as one who may; and in its redis.conf: deploy/redis-acl.conf"
-    )
+    giver = cli(replace(address, username=address.username and "default"))
+    return f"{giver} ACL SETUSER {user} {rights}    # as one who may; and in its redis.conf: deploy/redis-acl.conf"
 
 
 class Examination:

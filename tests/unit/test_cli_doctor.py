@@ -16,7 +16,7 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from relay import settings
+from relay import server, settings
 from relay.cli import doctor, doctor_redis, doctor_relay, reach
 from relay.cli.commands import relay
 from relay.cli.doctor_finding import Finding
@@ -339,13 +339,20 @@ async def test_a_login_is_for_each_page_and_for_the_websocket(site):
 
 @pytest.mark.parametrize(
     ("hard", "wanted", "state"),
-    [(64, None, "warning"), (64, 1000, "fault"), (100_000, 1000, "ok"), (resource.RLIM_INFINITY, None, "ok")],
+    [
+        (30, None, "fault"),
+        (500, None, "warning"),
+        (64, 1000, "fault"),
+        (100_000, 1000, "ok"),
+        (resource.RLIM_INFINITY, None, "ok"),
+    ],
 )
 def test_the_file_limit(monkeypatch, hard, wanted, state):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (64, hard))
     found = doctor.files(wanted)
     assert found.state == state
     assert state == "ok" or "LimitNOFILE" in found.mend
+    assert f"room for {max(0, server.room(hard))} connections" in found.found
 
 
 @pytest.mark.parametrize(("text", "state"), [("128\n", "warning"), ("4096\n", "ok"), ("none", "skipped")])

@@ -24,6 +24,12 @@ async def test_an_error_is_told_without_what_it_repeats(reply, told):
     assert upstream.told(hiredis.ReplyError(reply)) == told
 
 
+async def test_a_short_password_is_no_reason_to_blot_out_words():
+    upstream = Commands(settings.load(env={"REDIS_PASSWORD": "p"}).status, pytest.fail)
+    reply = "MOVED redis://relay:p@wepp1, no permissions"
+    assert upstream.told(hiredis.ReplyError(reply)) == "MOVED redis://relay:***@wepp1, no permissions"
+
+
 @pytest.mark.parametrize(
     ("reply", "told"),
     [(SECRET.encode(), "bytes of 6"), ([b"AUTH", SECRET.encode()], "list of 2"), (7, "7"), (None, "None")],
