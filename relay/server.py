@@ -582,8 +582,8 @@ def _service_bounds(settings: ServiceSettings) -> list[Bound]:
 
 def room(files: int) -> int:
     """Connections that a hard file limit leaves room for; below 0 where it is not even enough for the relay itself."""
-    open_now = sum(1 for _ in Path("/proc/self/fd").iterdir())
-    return min((1 << 20 if files == resource.RLIM_INFINITY else files) - open_now - FILES_KEPT, 1 << 20)
+    most = 1 << 20 if files == resource.RLIM_INFINITY else min(files, 1 << 20)
+    return most - FILES_KEPT - sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def max_connections(settings: Settings) -> int:
