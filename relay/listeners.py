@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import resource
 import socket
 import stat
 from collections.abc import Iterable
@@ -14,6 +15,14 @@ from relay.settings import Settings
 from relay.values import ListenAddress
 
 BACKLOG = 4096  # of a listener; the kernel cuts it to net.core.somaxconn
+FILES_KEPT = 32  # descriptors that are not for clients (docs/architecture.md, "Bounds")
+MIN_CONNECTIONS = 16
+
+
+def room(files: int) -> int:
+    """Connections that a hard file limit leaves room for; below 0 where it is not even enough for the relay itself."""
+    most = 1 << 20 if files == resource.RLIM_INFINITY else min(files, 1 << 20)
+    return most - FILES_KEPT - sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 class Place(NamedTuple):

@@ -16,7 +16,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import uvloop
@@ -39,8 +38,6 @@ from relay.status import Status
 from relay.tokens import Keys
 from relay.upstream import Commands
 
-FILES_KEPT = 32  # descriptors that are not for clients (docs/architecture.md, "Bounds")
-MIN_CONNECTIONS = 16
 LAST_ACCEPTS = 0.5  # seconds for who waits in an accept queue when it is closed; 4096 take 0.2
 ALONE = "SIGHUP: nothing is done, for one process alone cannot be replaced without a refusal; see RELAY_WORKERS"
 LAST_WORDS = 2.0  # seconds for the last close frames of a drain to be answered
@@ -580,18 +577,12 @@ def _service_bounds(settings: ServiceSettings) -> list[Bound]:
     ]
 
 
-def room(files: int) -> int:
-    """Connections that a hard file limit leaves room for; below 0 where it is not even enough for the relay itself."""
-    most = 1 << 20 if files == resource.RLIM_INFINITY else min(files, 1 << 20)
-    return most - FILES_KEPT - sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
 def max_connections(settings: Settings) -> int:
     """Connections at once: what is asked for, within what the file limit leaves after raising it as far as it goes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    limit = max(MIN_CONNECTIONS, room(hard))
+    limit = max(listeners.MIN_CONNECTIONS, listeners.room(hard))
     if settings.max_connections is not None:
         if settings.max_connections > limit:
             log.warning(f"RELAY_MAX_CONNECTIONS={settings.max_connections}: the file limit of {hard} leaves {limit}")

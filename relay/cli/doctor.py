@@ -158,18 +158,18 @@ async def machine(loaded: "Settings") -> list[Finding]:
 
 def files(wanted: int | None) -> Finding:
     """Whether the file limit leaves room for the connections; `relay serve` raises the soft limit to the hard one."""
-    from relay import server
+    from relay import listeners
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    room = max(0, server.room(hard))
+    room = max(0, listeners.room(hard))
     found = f"the hard file limit of {hard} leaves room for {room} connections"
     means = "This is the limit of this shell: a unit of systemd and a container have their own."
     mend = "systemd: LimitNOFILE=65536; docker run --ulimit nofile=65536; a shell: ulimit -n 65536"
     if wanted is not None and wanted > room:
         means = f"More than that get 503, whatever RELAY_MAX_CONNECTIONS says. {means}"
         return Finding("fault", "file limit", f"RELAY_MAX_CONNECTIONS={wanted}, and {found}", means, mend)
-    if room < server.MIN_CONNECTIONS:
-        means = f"The relay takes {server.MIN_CONNECTIONS} all the same, and runs out of files. {means}"
+    if room < listeners.MIN_CONNECTIONS:
+        means = f"The relay takes {listeners.MIN_CONNECTIONS} all the same, and runs out of files. {means}"
         return Finding("fault", "file limit", found, means, mend)
     if room < FEW:
         return Finding("warning", "file limit", found, f"More than that get 503. {means}", mend)

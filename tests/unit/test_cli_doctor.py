@@ -16,7 +16,7 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from relay import server, settings
+from relay import listeners, settings
 from relay.cli import doctor, doctor_redis, doctor_relay, reach
 from relay.cli.commands import relay
 from relay.cli.doctor_finding import Finding
@@ -352,7 +352,7 @@ def test_the_file_limit(monkeypatch, hard, wanted, state):
     found = doctor.files(wanted)
     assert found.state == state
     assert state == "ok" or "LimitNOFILE" in found.mend
-    assert f"room for {max(0, server.room(hard))} connections" in found.found
+    assert f"room for {max(0, listeners.room(hard))} connections" in found.found
 
 
 @pytest.mark.parametrize(("text", "state"), [("128\n", "warning"), ("4096\n", "ok"), ("none", "skipped")])

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from relay import server, settings
+from relay import listeners, server, settings
 
 
 def load(**env):
@@ -26,7 +26,7 @@ def test_the_soft_file_limit_is_raised_to_the_hard_one(file_limit):
     file_limit(256)
     room = server.max_connections(load())
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
-    assert room > 256 - server.FILES_KEPT
+    assert room > 256 - listeners.FILES_KEPT
 
 
 def test_room_is_what_is_asked_for_within_what_there_is(caplog):
@@ -40,7 +40,7 @@ def test_no_collection_walks_over_what_was_there_at_the_start():
     """With 5000 channels one did, and every delivery stood still for 12 ms."""
     code = """
 import gc
-from relay import server, settings
+from relay import listeners, server, settings
 async def run(self):
     print(gc.get_freeze_count() > 10_000 > len(gc.get_objects()))
 server.Server.run = run
