@@ -688,7 +688,7 @@ const checks = {
   begin(item, now, seen, known) {
     if (item.after !== item.doneAt) Object.assign(item, { ran: 0, whole: true, after: item.doneAt });
     const { cut, startedAt, doneAt } = item;
-    const same = !seen && cut && startedAt && cut.startedAt === startedAt && cut.doneAt === doneAt;
+    const same = cut && startedAt && cut.startedAt === startedAt && cut.doneAt === doneAt;
     item.run = same ? cut : { at: now, from: now, floor: known || now - DAY, exact: seen, startedAt, doneAt, span: null };
     item.cut = null;
     if (!this.known) return;  // as of earlier: nothing that this page has seen

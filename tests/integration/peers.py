@@ -11,7 +11,7 @@ import time
 from urllib.parse import urlsplit
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
-PATIENCE = 10.0  # seconds until what is awaited counts as missing
+PATIENCE = 20.0  # seconds until what is awaited counts as missing
 
 
 class Refused(Exception):  # noqa: N818 - what became of the request
