@@ -584,6 +584,25 @@ async def test_a_run_that_began_unseen_is_not_the_one_before_it(relay, redis_ser
     )
 
 
+async def test_a_browser_with_another_clock_keeps_what_it_saw(relay, redis_server, new_tab):
+    process, tab = relay(env={"REDIS_URL": redis_server.url}), await new_tab()
+    await tab.page.add_init_script("(now => { Date.now = () => now() + 3600000; })(Date.now.bind(Date))")
+    run = await Watched(tab, process, redis_server.url).open()
+    run.write({"locked:climate.nodb": "true"})
+    words = run.page.locator("#timeline-text li", has_text="Climate")
+    await expect(words).to_have_text(re.compile(r"^Climate: runs since \S+$"))
+    hour = "() => new Date(Date.now()).toTimeString().slice(0, 3)"
+    before = await run.page.evaluate(hour)
+    redis_server.kill()  # the relay says since when, by its own clock
+    await expect(run.page.locator("#checks")).to_have_class("checks stale")
+    after = await run.page.evaluate(hour)
+    await expect(run.page.locator("#progress")).to_have_text(
+        re.compile(rf"^0 done, 1 running, as of ({before}|{after})\d\d:\d\d$")
+    )
+    redis_server.start("--notify-keyspace-events", "Kghx")
+    await expect(words).to_have_text(re.compile(r"^Climate: ran \S+ to \S+ or longer$"))
+
+
 async def test_a_page_that_opens_while_redis_is_away_has_seen_nothing(relay, redis_server, watch):
     run = await watch(process=relay(env={"REDIS_URL": redis_server.url}), url=redis_server.url)
     run.write({"locked:climate.nodb": "true"})
