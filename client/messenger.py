@@ -9,7 +9,7 @@ import threading
 from client import keys
 from client.connection import address
 from client.ending import start
-from client.outbox import EXIT_BUDGET, Outbox
+from client.outbox import EXIT_BUDGET, Outbox, as_bytes
 from client.sender import Counts, Refused, Sender, Trouble
 
 # Waiting messages, where nothing else is said; at 100 bytes each they are 1 MB.
@@ -141,6 +141,7 @@ class QueuedMessenger:
     def __init__(self, size: int = QUEUE_SIZE) -> None:
         address()  # what is wrong with the configuration is said here, and not by a thread
         self._outbox = Outbox(size, _sender)
+        self._short = self._outbox.short
         self._closed = False
         self._checked: object = self  # the last channel that was seen to be one; this is none
 
@@ -157,12 +158,12 @@ class QueuedMessenger:
         if channel is not self._checked:  # a run says most of its lines on one channel
             check_channel(channel)
             self._checked = channel
-        payload = _payload(message)
+        payload: str | bytes = message if type(message) is str and len(message) <= self._short else _payload(message)
         if not strict and self._outbox.append(channel, payload):
             return None
         if self._closed:
             raise RuntimeError("this QueuedMessenger is closed; publish before close(), or make another one")
-        return _publish(channel, payload, strict, self._outbox)
+        return _publish(channel, _payload(payload), strict, self._outbox)
 
     def publish_command(self, runid: str, message: str | bytes | float, *, strict: bool = False) -> int | None:
         """Publish on the run's command channel, `<runid>:command`; otherwise as `publish`."""
@@ -285,10 +286,7 @@ def check_channel(channel: object) -> None:
 
 def _payload(message: object) -> bytes:
     if isinstance(message, str):
-        try:
-            payload = message.encode()
-        except UnicodeEncodeError:  # log lines quote file names, and one that is no UTF-8 is a lone surrogate in a str
-            payload = message.encode(errors="backslashreplace")
+        payload = as_bytes(message)
     elif isinstance(message, bytes | bytearray | memoryview):
         payload = bytes(message)
     elif isinstance(message, numbers.Number) and not isinstance(message, bool):

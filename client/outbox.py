@@ -28,12 +28,15 @@ BATCH = 256
 LINGER = 0.005
 # Seconds instead of LINGER while the run computes in Python. Each time that the thread asks for the interpreter then,
 # five times for a write, the run stands still for a tenth of a millisecond: at 200 lines a second and more the thread
-# took 2.7 % of a core, and now 0.7. It sees that the run computes by waking up LATE.
-LINGER_BUSY = 0.1
+# took 2.7 % of a core, and now 0.5. It sees that the run computes by waking up LATE.
+LINGER_BUSY = 0.2
 LATE = 0.003
-# Bytes of payload. One write; and all that wait, where a single larger message may wait alone.
+# Bytes of payload in one write.
 BATCH_BYTES = 1 << 20
-BYTES_MAX = 64 << 20
+# Bytes of all that wait, together 64 MiB: of the short messages, whose number says enough; and of the others, of which
+# a single larger one may wait alone.
+SHORT_BYTES_MAX = 8 << 20
+BYTES_MAX = 56 << 20
 
 # Seconds that the end of the process waits for all queues together.
 EXIT_BUDGET = 2.0
@@ -44,12 +47,20 @@ _NEVER = 1 << 62
 class Outbox:
     """Messages that wait for the thread that sends them.
 
+    A short text is appended without the lock, and as it is: between two stretches of work its caller finds everything
+    he touches out of the processor's caches, and pays by the lines of code. What there is to be heeded at some length
+    of the queue (somebody sleeps, it is full, it is closed) is one number, set under the lock before the queue is
+    looked at, as the queue is appended to before the number is.
+
     The lock is reentrant: a signal handler, or a logging handler run by the garbage collector, may publish while the
     same thread is in `append`.
 
     Args:
         size: messages that may wait.
         sender: gives the process's sender at this moment; asked before each write.
+
+    Attributes:
+        short: characters of a text that may be appended as such.
 
     Raises:
         ValueError: `size` is no positive integer.
@@ -60,6 +71,7 @@ class Outbox:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"a queue's size is a number of messages such as 10000, not {size!r}")
         self.size = size
+        self.short = SHORT_BYTES_MAX // (4 * size)  # no character has more bytes
         self._sender = sender
         self._start_afresh()
         self._thread = threading.Thread(target=self._run, name="client-queue", daemon=True)
@@ -70,31 +82,34 @@ class Outbox:
     def _start_afresh(self) -> None:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._waiting: deque[tuple[str, bytes]] = deque()
+        self._waiting: deque[tuple[str, str | bytes]] = deque()
         self._sending: list[tuple[str, bytes]] = []
-        self._bytes = 0  # of payload in _waiting
+        self._bytes = 0  # of payload in _waiting, short texts apart
         self._gone = 0  # messages that were taken and wait no more, whatever became of them
         self._lost: dict[str, int] = {}  # pushed out, by channel, until the sender counts them
         self._wake_at = _NEVER  # the length of _waiting that the thread sleeps for
+        self._heed_at = self.size + 1  # the length of _waiting that `append` does not pass over
         self._linger = LINGER
         self._hurried = 0  # callers of flush(): nothing lingers for them
         self._accepting = self._open = True
 
-    def append(self, channel: str, payload: bytes) -> bool:
-        """Take a message for sending; false where this outbox is closed, or belongs to the parent of this process."""
-        with self._lock:
-            if not self._accepting:
-                return False
-            waiting = self._waiting
-            waiting.append((channel, payload))
-            self._bytes += len(payload)
-            number = len(waiting)
-            if number > self.size or self._bytes > BYTES_MAX:
-                self._trim()
-            if number >= self._wake_at:
-                self._wake_at = _NEVER
-                self._changed.notify_all()
-        return True
+    def append(self, channel: str, payload: str | bytes) -> bool:
+        """Take a message for sending; false where this outbox is closed, or belongs to the parent of this process.
+
+        Args:
+            channel: the channel's name.
+            payload: a text of at most `short` characters, or bytes.
+        """
+        if isinstance(payload, bytes):
+            with self._lock:
+                if not self._accepting:
+                    return False
+                self._waiting.append((channel, payload))
+                self._bytes += len(payload)
+                self._heed()
+            return True
+        self._waiting.append((channel, payload))
+        return len(self._waiting) < self._heed_at or self._heed_text((channel, payload))
 
     @property
     def waiting(self) -> int:
@@ -128,7 +143,8 @@ class Outbox:
             self._hurried += 1
             self._changed.notify_all()
             try:
-                return self._changed.wait_for(lambda: self._gone >= until, timeout)
+                # Or none: one that came as this was closed may have been counted and withdrawn.
+                return self._changed.wait_for(lambda: self._gone >= until or not self.waiting, timeout)
             finally:
                 self._hurried -= 1
 
@@ -140,14 +156,14 @@ class Outbox:
         """
         with self._lock:
             self._accepting = False
+            self._wake_me_at(_NEVER)
             flushed = self.flush(timeout)
             self._open = False
-            left, sending = len(self._waiting), len(self._sending)
-            for channel, _ in self._waiting:
-                self._lose(channel)
-            self._waiting.clear()
-            self._gone += left
-            self._bytes = 0
+            left, sending = 0, len(self._sending)
+            # Flushed, what is there came too late, and who appended it takes it out. Another thread may just append.
+            while self._waiting and not flushed:
+                self._push_out()
+                left += 1
             lost, self._lost = self._lost, {}
             self._changed.notify_all()
         if lost:
@@ -161,13 +177,41 @@ class Outbox:
         """In a child of a fork: the messages, the thread and the locks are the parent's."""
         self._start_afresh()
         self._accepting = self._open = False
+        self._wake_me_at(_NEVER)
+
+    def _heed_text(self, message: tuple[str, str]) -> bool:
+        """Heed what is to be heeded once a text is appended; false where it came too late and is taken out again."""
+        with self._lock:
+            if self._accepting:
+                self._heed()
+                return True
+            try:
+                self._waiting.remove(message)  # or its like, which came no later
+            except ValueError:
+                return True  # it was sent, or counted with what was left
+            self._changed.notify_all()
+            return False
+
+    def _heed(self) -> None:
+        self._trim()
+        if len(self._waiting) >= self._wake_at:
+            self._wake_me_at(_NEVER)
+            self._changed.notify_all()
+
+    def _wake_me_at(self, number: int) -> None:
+        self._wake_at = number
+        self._heed_at = min(number, self.size + 1) if self._accepting else 0
 
     def _trim(self) -> None:
         while len(self._waiting) > self.size or (self._bytes > BYTES_MAX and len(self._waiting) > 1):
-            channel, payload = self._waiting.popleft()
+            self._push_out()
+
+    def _push_out(self) -> None:
+        channel, payload = self._waiting.popleft()
+        if isinstance(payload, bytes):
             self._bytes -= len(payload)
-            self._gone += 1
-            self._lose(channel)
+        self._gone += 1
+        self._lose(channel)
 
     def _lose(self, channel: str) -> None:
         if channel not in self._lost and len(self._lost) >= CHANNELS_MAX:
@@ -206,11 +250,11 @@ class Outbox:
     def _wait_for(self, number: int, seconds: float | None) -> bool:
         """Wait for so many messages, less if somebody flushes; returns whether this outbox is still open."""
         with self._lock:
-            self._wake_at = number
+            self._wake_me_at(number)
             self._changed.wait_for(
                 lambda: len(self._waiting) >= number or not self._open or bool(self._hurried and self._waiting), seconds
             )
-            self._wake_at = _NEVER
+            self._wake_me_at(_NEVER)
             return self._open
 
     def _take(self) -> dict[str, int]:
@@ -219,10 +263,13 @@ class Outbox:
             self._let_gather()
             size = 0
             while self._waiting and len(self._sending) < BATCH and size < BATCH_BYTES:
-                message = self._waiting.popleft()
-                size += len(message[1])
-                self._sending.append(message)
-            self._bytes -= size
+                channel, payload = self._waiting.popleft()
+                if isinstance(payload, str):
+                    payload = as_bytes(payload)
+                else:
+                    self._bytes -= len(payload)
+                size += len(payload)
+                self._sending.append((channel, payload))
             lost, self._lost = self._lost, {}
             return lost
 
@@ -252,6 +299,14 @@ class Outbox:
             self._changed.notify_all()
         if lost:
             self._sender().drop(lost, AWAY)
+
+
+def as_bytes(text: str) -> bytes:
+    """A text as it is published: UTF-8, and what has none, such as the name of a file that is no text, escaped."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="backslashreplace")
 
 
 _all: "weakref.WeakSet[Outbox]" = weakref.WeakSet()

@@ -238,7 +238,7 @@ class Sender:
         except Unsent:
             self._lose(wire)
             return 0
-        outcome = wire.publish_many([(channel.encode(), message) for channel, message in batch], deadline)
+        outcome = wire.publish_many(batch, deadline)
         answers, written = outcome.answers, outcome.written
         refusals = [answer[1:].decode(errors="replace") for answer in answers if answer.startswith(b"-")]
         with self._lock:

@@ -86,18 +86,18 @@ def _publish(channel: str, payload: bytes, strict: bool, ahead: Outbox | None = 
     return _patches.publish(channel, payload, strict, ahead) if receivers is None else receivers
 
 
-def _append(outbox: Outbox, channel: str, payload: bytes) -> bool:
+def _append(outbox: Outbox, channel: str, payload: str | bytes) -> bool:
     if not outbox._accepting:
         return False
     return _take(channel, payload) is not None or _patches.append(outbox, channel, payload)
 
 
-def _take(channel: str, payload: bytes) -> int | None:
+def _take(channel: str, payload: str | bytes) -> int | None:
     """The number of receivers; None where another thread came here just before the last block ended."""
     captures = _active[-1:]
     if not captures:
         return None
-    captures[0].messages.append((channel, payload.decode(errors="backslashreplace")))
+    captures[0].messages.append((channel, messenger._payload(payload).decode(errors="backslashreplace")))
     return captures[0].receivers
 
 

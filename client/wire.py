@@ -90,7 +90,7 @@ class Wire:
         self._sock = sock
         self._would_block = would_block
         self._not_ready = tuple(would_block)
-        self._buffer = bytearray()
+        self._buffer = b""
         self._owed: deque[float] = deque()  # when each was written whose reply is not seen yet
         self._heard = time.monotonic()
         # Seconds from a write until its reply was seen, of the last reply; infinite once one was waited for in vain.
@@ -130,9 +130,9 @@ class Wire:
             Unsent: see there.
         """
         self._settle()
-        self._write(_publication(channel, message), deadline)
+        self._write(_head(channel) % (len(message), message), deadline)
 
-    def publish_many(self, messages: Sequence[tuple[bytes, bytes]], deadline: float) -> Outcome:
+    def publish_many(self, messages: Sequence[tuple[str, bytes]], deadline: float) -> Outcome:
         """PUBLISH each (channel, message) in one write, and take the replies.
 
         Args:
@@ -143,7 +143,8 @@ class Wire:
             self._settle()
         except Unsent as trouble:
             return Outcome([], 0, str(trouble))
-        packets = [_publication(channel, message) for channel, message in messages]
+        heads = {channel: _head(channel.encode()) for channel in {channel for channel, _ in messages}}
+        packets = [heads[channel] % (len(message), message) for channel, message in messages]
         sent, failure = self._push(b"".join(packets), deadline)
         written = len(packets) if failure is None else sum(end <= sent for end in accumulate(map(len, packets)))
         if failure is not None:
@@ -272,12 +273,15 @@ class Wire:
             for _ in lines:
                 written = self._owed.popleft()
             self.latency = self._heard - written
-        return [bytes(line) for line in lines]
+        return lines
 
 
-def _publication(channel: bytes, message: bytes) -> bytes:
-    """`pack` of a PUBLISH, in a third of its time: where the run computes in Python it stands still for this."""
-    return b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(channel), channel, len(message), message)
+def _head(channel: bytes) -> bytes:
+    """A PUBLISH but for its message, for `% (length, message)` to fill in: an eighth of the time of `pack`.
+
+    Where the run computes in Python it stands still for this.
+    """
+    return b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%%d\r\n%%b\r\n" % (len(channel), channel.replace(b"%", b"%%"))
 
 
 def pack(*arguments: bytes) -> bytes:

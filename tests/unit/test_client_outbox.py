@@ -1,6 +1,8 @@
 """The queue in front of the sender: what is appended, taken, pushed out and given back, without any Redis."""
 
+import sys
 import threading
+import time
 
 import pytest
 
@@ -71,6 +73,14 @@ def box(sender):
         one.close(5.0)
         one._thread.join(5.0)
         assert not one._thread.is_alive()
+
+
+@pytest.fixture
+def fast_switches():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 def numbers(*span):
@@ -254,6 +264,89 @@ def test_threads_lose_nothing_and_keep_their_order(box, sender):
     assert all(said == numbers(2000) for said in heard.values())
 
 
+def test_short_texts_and_others_keep_their_order(box, sender):
+    mine = box()
+    for number in range(1000):
+        assert mine.append("c", str(number) if number % 3 else b"%d" % number)
+    assert mine.flush(10.0)
+    assert sender.sent == numbers(1000)
+    assert mine._bytes == 0
+
+
+def test_a_text_that_is_no_utf8_is_escaped(box, sender):
+    mine = box()
+    mine.append("c", "file \udce9 é")
+    assert mine.flush(5.0)
+    assert sender.sent == ["file \\udce9 é".encode()]
+
+
+@pytest.mark.parametrize("size", [1, 10_000, 1_000_000, 10_000_000])
+def test_short_texts_have_no_more_bytes_than_is_promised(box, size):
+    short = box(size).short
+    assert size * len("\U0001f300".encode()) * short <= outbox.SHORT_BYTES_MAX
+    assert outbox.SHORT_BYTES_MAX + outbox.BYTES_MAX == 64 << 20
+
+
+def test_short_texts_are_bounded_by_their_number(box, sender):
+    sender.there.clear()
+    mine = box(10)
+    for number in range(25):
+        assert mine.append("c", str(number)) is True
+        assert mine.waiting <= 10
+    assert (mine.waiting, mine.dropped) == (10, 15)
+    sender.there.set()
+    assert mine.flush(5.0)
+    assert sender.sent == numbers(15, 25)
+
+
+def test_a_text_wakes_the_thread_that_sleeps(box, sender):
+    """Again and again just as it goes to sleep: a wake-up that is lost would leave the line there for ever."""
+    mine = box()
+    mine._linger = 0.0
+    for number in range(3000):
+        mine.append("c", str(number))
+        if number % 7:
+            continue
+        until = time.monotonic() + 20
+        while mine.waiting and time.monotonic() < until:
+            time.sleep(0)
+        assert not mine.waiting, f"after {number} the thread sleeps on"
+    assert mine.flush(10)
+    assert sender.sent == numbers(3000)
+
+
+def test_a_text_that_comes_too_late_is_refused_and_taken_out_again(box, sender):
+    sender.there.clear()
+    mine = box()
+    mine.append("c", "in time")
+    mine.close(0.0)
+    assert mine.append("c", "late") is False
+    assert (mine.waiting, sender.dropped) == (0, 1)
+
+
+def test_texts_that_come_as_it_is_closed_are_sent_counted_or_refused(box, sender, fast_switches):
+    """A thread that appends looks at nothing before, so a close may come at any place of it."""
+    for attempt in range(30):
+        mine, refused = box(), []
+        before = len(sender.sent), sender.dropped
+
+        def talk(name, mine=mine, refused=refused):
+            refused += [(name, n) for n in range(400) if not mine.append(name, str(n))]
+
+        threads = [threading.Thread(target=talk, args=(f"t{number}",)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        assert mine.close(0.0 if attempt % 2 else 20.0) or attempt % 2
+        for thread in threads:
+            thread.join()
+        mine._thread.join(20)
+        sent, dropped = len(sender.sent) - before[0], sender.dropped - before[1]
+        assert sent + dropped + len(refused) == 1200
+        assert mine.waiting == 0
+        assert dropped == 0 or attempt % 2, "there was time to send all that was taken"
+    assert sender.sent
+
+
 def test_appending_within_an_append_is_possible(box, sender):
     """As a signal handler does; with a lock that is not reentrant this would never end."""
     mine = box()
@@ -270,6 +363,7 @@ def test_a_child_of_a_fork_has_nothing_of_it(box, sender):
     mine.abandon()
     assert mine._lock is not held, "another thread may have held it"
     assert mine.append("c", b"child's") is False
+    assert mine.append("c", "child's") is False
     assert mine.waiting == 0
     assert mine.flush(0) is True
 
@@ -283,7 +377,7 @@ def test_a_size_that_is_none(size):
 def test_a_run_that_computes_is_interrupted_less_often(box, monkeypatch):
     """The thread wakes up late where the interpreter is another's; early, it was called for and learns nothing."""
     found, clock, waited = box(), [100.0], []
-    late = iter((0.0001, 0.0049, -0.09, 0.0049, 0.0001, 0.0001))
+    late = iter((0.0001, 0.0049, -0.19, 0.0049, 0.0001, 0.0001))
     monkeypatch.setattr(outbox.time, "monotonic", lambda: clock[0])
 
     def wait(number, seconds):
@@ -294,7 +388,7 @@ def test_a_run_that_computes_is_interrupted_less_often(box, monkeypatch):
     with found._lock:
         for _ in range(6):
             found._let_gather()
-    assert waited == [0.005, 0.005, 0.1, 0.1, 0.1, 0.005]
+    assert waited == [0.005, 0.005, 0.2, 0.2, 0.2, 0.005]
 
 
 def test_a_flush_does_not_wait_for_more_to_gather(box, sender):

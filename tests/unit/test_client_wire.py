@@ -44,6 +44,16 @@ def test_pack_counts_bytes():
     assert pack(b"PUBLISH", b"a", "é".encode()) == b"*3\r\n$7\r\nPUBLISH\r\n$1\r\na\r\n$2\r\n\xc3\xa9\r\n"
 
 
+@pytest.mark.parametrize("channel", ["r1:wepp", "100%d:%b%%", "ä:b"])
+def test_a_publication_is_packed_as_any_command(pair, channel):
+    connection, peer = pair
+    with answering(peer, b":1\r\n") as seen:
+        connection.publish(channel.encode(), b"50 % of %d", soon(10))
+    with answering(peer, b":1\r\n") as seen_of_many:
+        assert connection.publish_many([(channel, b"50 % of %d")], soon(10)).answers == [b":1"]
+    assert seen == seen_of_many == [pack(b"PUBLISH", channel.encode(), b"50 % of %d")]
+
+
 def test_publish_is_one_command_and_returns_the_receivers(pair):
     connection, peer = pair
     with answering(peer, b":12\r\n") as seen:
