@@ -385,13 +385,7 @@ class Supervisor:
         The first one of them `warns` of what is odd about the settings of now, for all.
         """
         new = await self._start(slot, warns)
-        await _either(new.ready, new.gone, timeout=STARTS_IN)
-        why = "" if new.ready.is_set() else "is not ready in time"
-        if new.gone.is_set():
-            why = f"does not start (exit code {new.code})"
-        elif not why and not await self._served_as_well(slot.worker, new):
-            why = "has no Redis, and the one before has"
-        if why:
+        if why := await self._keeps_out(new, slot.worker, "the one before has"):
             if not self._ending:
                 log.error(f"the new worker {new.process.pid} {why}: the old ones stay")
             new.tell({"do": "end"})
@@ -402,6 +396,14 @@ class Supervisor:
         if old:
             await self._dismiss(old, "SIGHUP")
         return True
+
+    async def _keeps_out(self, new: Worker, beside: Worker | None, has: str) -> str:
+        """Waits until a new worker can serve as well as the one beside it; what keeps it from that, or nothing."""
+        await _either(new.ready, new.gone, timeout=STARTS_IN)
+        why = "" if new.ready.is_set() else "is not ready in time"
+        if not why and not await self._served_as_well(beside, new):
+            why = f"has no Redis, and {has}"
+        return f"does not start (exit code {new.code})" if new.gone.is_set() else why
 
     async def _served_as_well(self, old: Worker | None, new: Worker) -> bool:
         """Whether newcomers are: settings that name another Redis must not take everybody to where nothing is."""
@@ -430,7 +432,10 @@ class Supervisor:
 
     async def _add(self) -> None:
         async with self._one_by_one:
-            if self._ending or len(self._slots) >= MAX_WORKERS:
+            if self._ending:
+                return
+            if len(self._slots) >= MAX_WORKERS:
+                log.info(f"SIGTTIN: there are {MAX_WORKERS} workers, which is the most")
                 return
             try:
                 slot = self._unused.pop() if self._unused else self._new_slot()
@@ -440,11 +445,15 @@ class Supervisor:
             except (OSError, ListenError) as error:
                 log.error(f"SIGTTIN: no worker can be started ({error})")
                 return
+            if why := await self._keeps_out(worker, self._another(worker), "others have"):
+                if not self._ending:
+                    log.error(f"SIGTTIN: the new worker {worker.process.pid} {why}: none is added")
+                worker.tell({"do": "end"})
+                return
             self._unused.remove(slot)
             self._slots.append(slot)
             slot.worker = worker
             log.info(f"SIGTTIN: {len(self._slots)} workers from now on")
-            await _either(worker.ready, worker.gone, timeout=STARTS_IN)
             await self._hand(slot, worker)
             notify.tell(self._status())
 
@@ -453,7 +462,10 @@ class Supervisor:
 
     async def _remove(self) -> None:
         async with self._one_by_one:
-            if self._ending or len(self._slots) == 1:
+            if self._ending:
+                return
+            if len(self._slots) == 1:
+                log.info("SIGTTOU: the last worker stays; SIGTERM ends the relay")
                 return
             slot = self._slots.pop()
             self._unused.append(slot)

@@ -206,7 +206,8 @@ def test_one_more_and_one_less(start, publish):
     for count in (2, 1):
         process.process.send_signal(signal.SIGTTOU)
         wait_for(lambda count=count: len(workers(process)) == count, f"{count} workers", patience=20)
-    process.process.send_signal(signal.SIGTTOU)  # the last one stays
+    process.process.send_signal(signal.SIGTTOU)
+    wait_for(lambda: any("the last worker stays" in line for line in said(process)), "that it stays")
     with contextlib.ExitStack() as stack:  # the sockets of those that went are served by who is left
         peers = [stack.enter_context(Peer(f"{process.status_url}/run:wepp")) for _ in range(40)]
         process.process.send_signal(signal.SIGTTIN)
@@ -324,6 +325,30 @@ def test_a_worker_that_comes_back_takes_nobody_to_where_nothing_is(start, tmp_pa
     process.process.send_signal(signal.SIGHUP)
     wait_for(lambda: "all workers are replaced" in said(process), "a good one", patience=30)
     assert process.ready("status")
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ("REDIS_URL=redis://127.0.0.1:1\n", "has no Redis, and others have: none is added"),
+        ("RELAY_INTERNAL_ADDR=127.0.0.1:0\n", "does not start (exit code 3): none is added"),
+    ],
+)
+def test_one_more_takes_nobody_to_where_nothing_is(start, tmp_path, redis_url, publish, changed, why):
+    settings = tmp_path / "settings"
+    settings.write_text(f"REDIS_URL={redis_url}\n")
+    process = start(2, "--env-file", str(settings), env={"REDIS_URL": None})
+    process.process.send_signal(signal.SIGTTOU)
+    wait_for(lambda: len(workers(process)) == 1, "one worker", patience=20)
+    before = workers(process)
+    settings.write_text(f"REDIS_URL={redis_url}\n{changed}" if "REDIS" not in changed else changed)
+    process.process.send_signal(signal.SIGTTIN)
+    wait_for(lambda: any(why in line for line in said(process)), why, patience=30)
+    wait_for(lambda: workers(process) == before, "the new one's end", patience=20)
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(Peer(f"{process.status_url}/run:wepp")) for _ in range(12)]
+        publish("run:wepp", "to all")
+        assert [peer.data() for peer in peers] == ["to all"] * 12
 
 
 def test_term_drains_all(start):
