@@ -14,7 +14,8 @@ empty variable counts as not set (compose files pass `X=` for an unset `${X}`); 
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from decimal import Decimal
 from functools import wraps
@@ -228,7 +229,7 @@ def load(
         env_file: a file of `NAME=value` lines.
 
     Raises:
-        ConfigError: a value is malformed, or a file cannot be read; one sentence without secrets.
+        ConfigError: values are malformed, or a file cannot be read; a line for each, without secrets.
     """
     layers = [
         _Layer("flag", flags or {}),
@@ -236,37 +237,62 @@ def load(
         _Layer("file", _without_empty(_read_env_file(env_file)) if env_file else {}),
     ]
     sources: dict[str, str] = {}
-    read = {name: _service(name, layers, sources) for name in ("status", "preflight") if name in services}
-    process = _read(_ProcessVariables, "RELAY_", layers, sources, {"token_secret": _token_secret(layers, sources)})
-    settings = Settings(**read, **process, warnings=tuple(_unknown(layers)), sources=sources)
-    _all_different(settings.addresses)
+    mistakes: list[str] = []
+    read: dict[str, Any] = {}
+    for name in ("status", "preflight"):
+        if name in services:
+            with _noted(mistakes):
+                read[name] = _service(name, layers, sources)
+    secret: dict[str, Any] = {"token_secret": None}
+    with _noted(mistakes):
+        secret["token_secret"] = _token_secret(layers, sources)
+    with _noted(mistakes):
+        read |= _read(_ProcessVariables, "RELAY_", layers, sources, secret)
+    _refuse(mistakes)
+    settings = Settings(**read, warnings=tuple(_unknown(layers)), sources=sources)
+    _refuse(list(_impossible(settings)))
+    return settings.model_copy(update={"warnings": (*settings.warnings, *_at_odds(settings))})
+
+
+@contextmanager
+def _noted(mistakes: list[str]) -> Iterator[None]:
+    """Who has three settings to mend is told of all three at once."""
+    try:
+        yield
+    except ConfigError as error:
+        mistakes += str(error).splitlines()
+
+
+def _refuse(mistakes: list[str]) -> None:
+    if mistakes:
+        raise ConfigError("\n".join(dict.fromkeys(mistakes)))  # what both services share is said once
+
+
+def _impossible(settings: Settings) -> Iterable[str]:
+    """A sentence for all that is right by itself, and cannot be together."""
+    for (one, here), (other, there) in combinations(settings.addresses.items(), 2):
+        if here.overlaps(there):
+            are = f"are both {here}" if here == there else f"share a port, {here} and {there}"
+            yield (
+                f"{one} and {other} {are}: give each an address of its own, for example "
+                f"{one}={_EXAMPLES[one]} and {other}={_EXAMPLES[other]}"
+            )
     if settings.proxy_protocol and not settings.trusted_proxies:
-        raise ConfigError(
+        yield (
             "RELAY_PROXY_PROTOCOL is set and RELAY_TRUSTED_PROXIES is not: a PROXY header is believed from those alone;"
             " right is for example RELAY_TRUSTED_PROXIES=127.0.0.1,unix"
         )
     if settings.publish and not settings.token_secret:
-        raise ConfigError(
+        yield (
             "RELAY_PUBLISH is set and RELAY_TOKEN_SECRET is not: whoever can reach the relay could publish; set "
             "RELAY_TOKEN_SECRET_FILE to a file that holds what `openssl rand -hex 32` prints"
         )
     if settings.max_published_size + _AROUND > settings.max_reply_size:
-        raise ConfigError(
+        yield (
             f"RELAY_MAX_PUBLISHED_SIZE={settings.max_published_size} does not fit into RELAY_MAX_REPLY_SIZE="
             f"{settings.max_reply_size} with what Redis puts around it, and would break the link; right is for example "
             f"RELAY_MAX_REPLY_SIZE={settings.max_published_size + 65536}"
         )
-    return settings.model_copy(update={"warnings": (*settings.warnings, *_at_odds(settings))})
-
-
-def _all_different(addresses: Mapping[str, ListenAddress]) -> None:
-    for (one, here), (other, there) in combinations(addresses.items(), 2):
-        if here.overlaps(there):
-            are = f"are both {here}" if here == there else f"share a port, {here} and {there}"
-            raise ConfigError(
-                f"{one} and {other} {are}: give each an address of its own, for example "
-                f"{one}={_EXAMPLES[one]} and {other}={_EXAMPLES[other]}"
-            )
 
 
 def describe(settings: Settings) -> list[tuple[str, str, str]]:
@@ -288,8 +314,15 @@ def example(field: FieldInfo) -> str:
 def _service(name: str, layers: list[_Layer], sources: dict[str, str]) -> ServiceSettings:
     listen, db = _DEFAULTS[name]
     prefix = f"{name.upper()}_"
-    given = {"name": name, "redis": _redis(prefix, layers, db, sources)}
-    return ServiceSettings(**_read(_ServiceVariables, prefix, layers, sources, given, {"listen": listen}))
+    mistakes: list[str] = []
+    given: dict[str, Any] = {"name": name, "redis": RedisAddress(db=db)}
+    with _noted(mistakes):
+        given["redis"] = _redis(prefix, layers, db, sources)
+    read: dict[str, Any] = {}
+    with _noted(mistakes):
+        read = _read(_ServiceVariables, prefix, layers, sources, given, {"listen": listen})
+    _refuse(mistakes)
+    return ServiceSettings(**read)
 
 
 def _read(
@@ -308,9 +341,9 @@ def _read(
     try:
         return dict(model(layers=[given or {}, *texts, defaults or {}]))  # type: ignore[call-arg]
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        raise _malformed(found[name], str(first["ctx"]["error"]), example(model.model_fields[name])) from None
+        wrong = [(str(each["loc"][0]), str(each["ctx"]["error"])) for each in error.errors()]
+        mistakes = [str(_malformed(found[name], what, example(model.model_fields[name]))) for name, what in wrong]
+        raise ConfigError("\n".join(mistakes)) from None
 
 
 def _redis(prefix: str, layers: list[_Layer], db: int, sources: dict[str, str]) -> RedisAddress:
@@ -337,9 +370,8 @@ def _redis_from_url(found: _Found, db: int) -> RedisAddress:
     try:
         return RedisAddress.parse(found.text, db, keep_db=found.name != "REDIS_URL")
     except ValueError as error:
-        raise _malformed(
-            found._replace(text=_without_secrets(found.text)), str(error), f"redis://localhost:6379/{db}"
-        ) from None
+        example = "redis://localhost:6379" if found.name == "REDIS_URL" else f"redis://localhost:6379/{db}"
+        raise _malformed(found._replace(text=_without_secrets(found.text)), str(error), example) from None
 
 
 def _without_secrets(url: str) -> str:

@@ -43,11 +43,12 @@ class LazyGroup(ExampleGroup):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an error becomes one sentence on stderr and the exit code of its class, Ctrl-C is quiet."""
+        """Run the command; an error becomes a line on stderr and the exit code of its class, Ctrl-C is quiet."""
         try:
             return super().invoke(ctx)
         except RelayError as error:
-            click.echo(f"relay: {error}", err=True)
+            for sentence in str(error).splitlines():
+                click.echo(f"relay: {sentence}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)

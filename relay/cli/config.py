@@ -59,7 +59,7 @@ def show(service: str | None, env_file: str | None) -> None:
 def check(service: str | None, env_file: str | None) -> None:
     """Exit with 0 where the settings are good, else with 3.
 
-    A sentence on stderr says what to mend.
+    A line on stderr for each mistake says what to mend.
     """
     _load(service, env_file)
     click.echo("the settings are good", err=True)

@@ -379,6 +379,26 @@ def test_a_socket_path_that_is_accepted_can_be_bound(tmp_path):
                     server.bind(path)
 
 
+def test_all_mistakes_are_told_at_once(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load(
+            env={
+                "REDIS_URL": "http://wepp1",
+                "STATUS_PING_INTERVAL": "soon",
+                "STATUS_PONG_TIMEOUT": "75",
+                "PREFLIGHT_LISTEN_ADDR": "9001",
+                "RELAY_DRAIN": "long",
+                "RELAY_TOKEN_SECRET_FILE": str(tmp_path / "gone"),
+            }
+        )
+    assert [line.partition("=")[0] for line in str(caught.value).splitlines()] == [
+        "REDIS_URL", "STATUS_PING_INTERVAL", "STATUS_PONG_TIMEOUT", "PREFLIGHT_LISTEN_ADDR", "RELAY_TOKEN_SECRET_FILE",
+        "RELAY_DRAIN"]  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        load(env={"RELAY_PROXY_PROTOCOL": "true", "RELAY_PUBLISH": "true"})
+    assert [line.split()[0] for line in str(caught.value).splitlines()] == ["RELAY_PROXY_PROTOCOL", "RELAY_PUBLISH"]
+
+
 def test_two_services_on_one_address_are_refused():
     for text in (":9001", "unix:/run/a.sock", "fd:3"):
         said = refusal({"STATUS_LISTEN_ADDR": text, "PREFLIGHT_LISTEN_ADDR": text})
@@ -489,7 +509,8 @@ def test_no_redis_url(url, what):
         said = refusal({variable: url})
         assert said.startswith(f"{variable}='")
         assert what in said
-        assert said.endswith(f"right is for example {variable}=redis://localhost:6379/2")
+        db = "" if variable == "REDIS_URL" else "/2"  # all services share it, and each has its own database
+        assert said.endswith(f"right is for example {variable}=redis://localhost:6379{db}")
 
 
 def test_what_is_shown_of_a_malformed_url_helps():
