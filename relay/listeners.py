@@ -95,6 +95,8 @@ def beside(sock: socket.socket) -> socket.socket:
 
 _BIND_TROUBLE = {
     errno.EADDRINUSE: "something else listens there already (ss -lntxp shows what)",
+    errno.EEXIST: "there is a file or a directory already, and no socket",
+    errno.ENOENT: "the directory is not there",
     errno.EACCES: "this user may not (ports below 1024 need CAP_NET_BIND_SERVICE)",
     errno.EADDRNOTAVAIL: "that is no address of this machine",
     errno.EBADF: "no such descriptor was inherited",
@@ -142,7 +144,9 @@ def _bound_unix(path: str, mode: int) -> socket.socket:
     """A Unix socket; one that a dead relay left behind is replaced, a living one is not."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if Path(path).exists() and stat.S_ISSOCK(Path(path).stat().st_mode):
+        if Path(path).exists():
+            if not stat.S_ISSOCK(Path(path).stat().st_mode):
+                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 probe.settimeout(1.0)
                 # Nothing else proves it dead: EPROTOTYPE is a living socket of another kind, EAGAIN a busy one.

@@ -18,7 +18,7 @@ def listen(address, **options):
     [
         ("203.0.113.7:9002", "no address of this machine"),
         ("fd:7777", "no such descriptor"),
-        ("unix:/nowhere/x", "No such file"),
+        ("unix:/nowhere/x", "the directory is not there"),
     ],
 )
 def test_an_address_that_cannot_be_had(address, why):
@@ -52,6 +52,15 @@ def test_a_unix_socket_left_behind_is_replaced_and_a_living_one_is_not(tmp_path)
         listen(address)
     listeners.unlisten(sock)
     assert not (tmp_path / "relay.sock").exists()
+
+
+def test_a_path_that_cannot_be_a_socket(tmp_path):
+    (tmp_path / "file").touch()
+    for taken in (tmp_path, tmp_path / "file"):
+        with pytest.raises(ListenError, match="there is a file or a directory already, and no socket"):
+            listen(f"unix:{taken}")
+    with pytest.raises(ListenError, match="the directory is not there"):
+        listen(f"unix:{tmp_path}/gone/relay.sock")
 
 
 def test_a_unix_socket_that_is_anothers_by_now_stays(tmp_path):
