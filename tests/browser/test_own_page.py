@@ -649,6 +649,21 @@ async def test_a_beginning_that_cannot_be_is_none(watch, redis_url, began):
     assert await run.page.locator("#picture line.axis").count() < 30
 
 
+async def test_the_lines_of_the_timeline_are_the_readers_hours_and_days(standing, redis_url, new_tab):
+    """Three and a half hours from UTC, where no hour of the one is an hour of the other."""
+    tab = await new_tab(timezone_id="America/St_Johns")
+    await tab.page.clock.install(time="2026-07-14T12:10:00Z")
+    run = await Watched(tab, standing, redis_url).open()
+    run.write({"locked:climate.nodb": "true"})
+    await expect(run.item("climate")).to_have_attribute("data-state", "running")
+    for hours, lines in ((6, r"\d\d:00"), (66, r"Jul 1[4-7]|12:00"), (720, "Jul|Aug")):
+        await tab.page.clock.fast_forward(hours * 3_600_000)
+        await run.live()
+        texts = run.page.locator("#picture line.axis + text")
+        await expect(texts.filter(has_text=re.compile(f"^({lines})")).nth(1)).to_be_attached()
+        assert [text for text in await texts.all_text_contents() if not re.match(lines, text)] == []
+
+
 async def test_a_lock_may_have_any_name(watch):
     run = await watch()
     # Names that every object of JavaScript has.
