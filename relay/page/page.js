@@ -655,7 +655,7 @@ const checks = {
       else if (item.cut?.startedAt === item.startedAt) item.cut = null;  // seen to be over, and not as lost as its hash
     }
     $("locks").hidden = !others.length;
-    const named = others.slice(0, 8).map(name => visible(name.length > 40 ? `${name.slice(0, 40)}…` : name)).map(name => /[^\s\u2800\u3164]/.test(name) ? name : `"${name}"`);
+    const named = others.slice(0, 8).map(name => visible(name.length > 40 ? `${name.slice(0, 40)}…` : name)).map(name => /[^\s\u2800\u3164]/.test(name) && !name.includes(",") ? name : `"${name}"`);
     say($("locks"), `Locked: ${named.join(", ")}${others.length > 8 ? ` and ${others.length - 8} more` : ""}`);
     this.tick();
     timeline.ask();
