@@ -4,8 +4,8 @@
 
 Starts a Redis of its own. Each way publishes the same lines, a few thousand at a time, as a busy step of a run does;
 `caller` is what the calls themselves took, `arrived` is counted by a subscriber in a process of its own, from the first
-call to the last line. Then a loop of pure Python, which is what a run can lose most by a thread beside it, with and
-without the lines of a queue, and as often without any, for what the machine does by itself.
+call to the last line. Then a loop of pure Python, which is what a run can lose most by a thread beside it, with the
+lines of a queue and without.
 """
 
 import multiprocessing
@@ -13,6 +13,7 @@ import multiprocessing.connection
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ LAST = "last"
 CHUNK = 5000
 ROUNDS = 3
 RATES = (200, 1500)  # lines a second
-PAIRS = 60  # of a loop with lines and one without, in turn
+PAIRS = 40  # of a loop with lines and two without, in turn
 STEPS = 2_000_000  # of each loop, about 0.15 s
 
 
@@ -117,34 +118,48 @@ def report(url: str, messages: int) -> None:
         print(f"{name:28}{calls:12.2f}{calls / first[0]:8.3f}{arrived:12.0f}{arrived / first[1]:8.2f}")
 
 
-def loop(rate: float, publish: Callable[[str, str], object] | None) -> float:
-    """Seconds that a loop takes which publishes so many lines a second, or none."""
-    value = 0
+def loop(rate: float, publish: Callable[[str, str], object]) -> tuple[float, float]:
+    """Seconds of a loop that publishes so many lines a second, and of its calls."""
+    value, calls = 0, 0.0
     begin = due = time.perf_counter()
     for _ in range(STEPS // 100):
         for step in range(100):
             value = (value * 31 + step) & 0xFFFFFFFF
         if time.perf_counter() >= due:
             due += 1 / rate
-            if publish is not None:
-                publish(CHANNEL, LINE)
-    return time.perf_counter() - begin
+            called = time.perf_counter()
+            publish(CHANNEL, LINE)
+            calls += time.perf_counter() - called
+    return time.perf_counter() - begin, calls
 
 
 def report_run() -> None:
-    """Print by how much the lines of a queue lengthen the loop: the medians of the pairs' ratios.
+    """Print by how much the lines of a queue lengthen the loop.
 
-    Beside it the same of loops that publish nothing: what that differs from 1 is the machine's noise.
+    The medians of the pairs' ratios, and beside them those of loops that publish nothing: what that differs from 1 is
+    the machine's noise. Where it is more than what is looked for, the sum of two parts says more: the calls, and the
+    processor's time of the queue's thread, for which the loop stands still, both in hundredths of the loop's time.
     """
     StatusMessenger.configure(queue=True)
-    print(f"\n{'a loop of pure Python, queued':36}{'its time':>12}{'with no lines':>16}")
+    (thread,) = (each for each in threading.enumerate() if each.name == "client-queue")
+    clock = time.pthread_getcpuclockid(thread.ident or 0)
+    nothing: Callable[[str, str], object] = lambda channel, message: None  # noqa: E731
+    print(
+        f"\n{'a loop of pure Python, queued':36}{'its time':>12}{'with no lines':>16}{'calls, %':>12}{'thread, %':>12}"
+    )
     for rate in RATES:
-        rounds = [
-            (loop(rate, StatusMessenger.publish) / loop(rate, None), loop(rate, None) / loop(rate, None))
-            for _ in range(PAIRS)
-        ]
-        lines, nothing = (statistics.median(ratios) for ratios in zip(*rounds, strict=True))
-        print(f"{f'{rate} lines a second':36}{lines:12.3f}{nothing:16.3f}")
+        ratios, seconds, calls, busy = [], 0.0, 0.0, -time.clock_gettime(clock)
+        for _ in range(PAIRS):
+            (lines, its_calls), (bare, no_calls), (again, _) = (
+                loop(rate, publish) for publish in (StatusMessenger.publish, nothing, nothing)
+            )
+            ratios.append((lines / bare, again / bare))
+            seconds += lines
+            calls += its_calls - no_calls
+        busy += time.clock_gettime(clock)
+        figures = [*(statistics.median(column) for column in zip(*ratios, strict=True))]
+        shares = f"{100 * calls / seconds:12.2f}{100 * busy / seconds:12.2f}"
+        print(f"{f'{rate} lines a second':36}{figures[0]:12.3f}{figures[1]:16.3f}{shares}")
 
 
 if __name__ == "__main__":

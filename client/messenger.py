@@ -157,7 +157,10 @@ class QueuedMessenger:
         """
         if channel is not self._checked:  # a run says most of its lines on one channel
             check_channel(channel)
-            self._checked = channel
+            if type(channel) is str:
+                self._checked = channel
+            else:  # such as a member of an Enum; what waits is plain, whatever its class does
+                channel = channel.encode().decode()
         payload: str | bytes = message if type(message) is str and len(message) <= self._short else _payload(message)
         if not strict and self._outbox.append(channel, payload):
             return None

@@ -19,6 +19,7 @@ from functools import partial
 
 from client.ending import before_exit, start
 from client.sender import AWAY, CHANNELS_MAX, OVERRUN, Sender
+from client.turns import Bells
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ class Outbox:
     A short text is appended without the lock, and as it is: between two stretches of work its caller finds everything
     he touches out of the processor's caches, and pays by the lines of code. What there is to be heeded at some length
     of the queue (somebody sleeps, it is full, it is closed) is one number, set under the lock before the queue is
-    looked at, as the queue is appended to before the number is.
+    looked at, as the queue is appended to before the number is; that each thread sees it so, the interpreter's own lock
+    sees to.
 
     The lock is reentrant: a signal handler, or a logging handler run by the garbage collector, may publish while the
     same thread is in `append`.
@@ -71,21 +73,24 @@ class Outbox:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"a queue's size is a number of messages such as 10000, not {size!r}")
         self.size = size
-        self.short = SHORT_BYTES_MAX // (4 * size)  # no character has more bytes
+        self.short = SHORT_BYTES_MAX // (4 * size)  # no character takes more bytes in memory
         self._sender = sender
         self._start_afresh()
         self._thread = threading.Thread(target=self._run, name="client-queue", daemon=True)
         start(self._thread)
-        _all.add(self)
+        _all.append(weakref.ref(self, _all.remove))
         before_exit(_close_all)
 
     def _start_afresh(self) -> None:
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self._bells = Bells()
         self._waiting: deque[tuple[str, str | bytes]] = deque()
         self._sending: list[tuple[str, bytes]] = []
         self._bytes = 0  # of payload in _waiting, short texts apart
         self._gone = 0  # messages that were taken and wait no more, whatever became of them
+        # What _gone will be in the end, known once this is closed. A text that was appended behind came too late, and
+        # who appended it takes it out again.
+        self._end = _NEVER
         self._lost: dict[str, int] = {}  # pushed out, by channel, until the sender counts them
         self._wake_at = _NEVER  # the length of _waiting that the thread sleeps for
         self._heed_at = self.size + 1  # the length of _waiting that `append` does not pass over
@@ -108,18 +113,19 @@ class Outbox:
                 self._bytes += len(payload)
                 self._heed()
             return True
-        self._waiting.append((channel, payload))
-        return len(self._waiting) < self._heed_at or self._heed_text((channel, payload))
+        message = (channel, payload)
+        self._waiting.append(message)
+        return len(self._waiting) < self._heed_at or self._heed_text(message)
 
     @property
     def waiting(self) -> int:
         """Messages that wait or are on their way."""
         with self._lock:
-            return len(self._waiting) + len(self._sending)
+            return min(len(self._waiting) + len(self._sending), self._end - self._gone)
 
     def and_closed(self) -> "list[Outbox]":
         """This one, and those that are closed: their last write may be on its way."""
-        return [self, *(other for other in list(_all) if other is not self and not other._open)]
+        return [self, *(other for other in _living() if other is not self and not other._open)]
 
     @property
     def dropped(self) -> int:
@@ -141,11 +147,11 @@ class Outbox:
         with self._lock:
             until = self._gone + self.waiting
             self._hurried += 1
-            self._changed.notify_all()
-            try:
-                # Or none: one that came as this was closed may have been counted and withdrawn.
-                return self._changed.wait_for(lambda: self._gone >= until or not self.waiting, timeout)
-            finally:
+            self._bells.ring()
+        try:
+            return self._wait_until(lambda: self._gone >= until, timeout)
+        finally:
+            with self._lock:
                 self._hurried -= 1
 
     def close(self, timeout: float | None) -> bool:
@@ -156,16 +162,17 @@ class Outbox:
         """
         with self._lock:
             self._accepting = False
-            self._wake_me_at(_NEVER)
-            flushed = self.flush(timeout)
+            self._wake_me_at(_NEVER)  # before the queue is looked at
+            self._end = self._gone + self.waiting
+        flushed = self.flush(timeout)
+        with self._lock:
             self._open = False
-            left, sending = 0, len(self._sending)
-            # Flushed, what is there came too late, and who appended it takes it out. Another thread may just append.
-            while self._waiting and not flushed:
+            sending = len(self._sending)
+            left = self.waiting - sending
+            for _ in range(left):
                 self._push_out()
-                left += 1
             lost, self._lost = self._lost, {}
-            self._changed.notify_all()
+            self._bells.ring()
         if lost:
             self._sender().drop(lost, AWAY)
         if left or sending:
@@ -177,6 +184,7 @@ class Outbox:
         """In a child of a fork: the messages, the thread and the locks are the parent's."""
         self._start_afresh()
         self._accepting = self._open = False
+        self._end = 0
         self._wake_me_at(_NEVER)
 
     def _heed_text(self, message: tuple[str, str]) -> bool:
@@ -185,18 +193,21 @@ class Outbox:
             if self._accepting:
                 self._heed()
                 return True
-            try:
-                self._waiting.remove(message)  # or its like, which came no later
-            except ValueError:
-                return True  # it was sent, or counted with what was left
-            self._changed.notify_all()
-            return False
+            for place in reversed(range(self.waiting - len(self._sending), len(self._waiting))):
+                if self._waiting[place] is message:
+                    del self._waiting[place]
+                    return False
+            return True  # it came in time after all
 
     def _heed(self) -> None:
         self._trim()
-        if len(self._waiting) >= self._wake_at:
+        if self._is_due(self._wake_at):
+            # In this order: behind an exception of a signal handler between them the next one rings again.
+            self._bells.ring()
             self._wake_me_at(_NEVER)
-            self._changed.notify_all()
+
+    def _is_due(self, number: int) -> bool:
+        return len(self._waiting) >= number or self._bytes >= BATCH_BYTES
 
     def _wake_me_at(self, number: int) -> None:
         self._wake_at = number
@@ -218,6 +229,22 @@ class Outbox:
             channel = ""  # counted, and told to nobody
         self._lost[channel] = self._lost.get(channel, 0) + 1
 
+    def _wait_until(self, holds: Callable[[], bool], seconds: float | None) -> bool:
+        """Wait until that holds, looked at under the lock; returns whether it does."""
+        until = None if seconds is None else time.monotonic() + seconds
+        while True:
+            with self._lock:
+                bell = self._bells.hang()  # before the look: whatever changes behind it is heard
+                if holds():
+                    self._bells.take_down(bell)
+                    return True
+            left = threading.TIMEOUT_MAX if until is None else until - time.monotonic()
+            heard = bell.acquire(timeout=min(max(left, 0), threading.TIMEOUT_MAX))
+            if not heard:
+                with self._lock:
+                    self._bells.take_down(bell)
+                    return holds()
+
     # What follows runs in the thread.
 
     def _run(self) -> None:
@@ -229,18 +256,19 @@ class Outbox:
             if self._open and not self._wants(sender):
                 continue
             lost = self._take()
-            if not self._sending:  # closed meanwhile
-                return
             if lost:
                 sender.drop(lost, notice)
                 if notice is OVERRUN:
                     sender.warn("overrun", f"{sum(lost.values())} by now")
+            if not self._sending:  # closed meanwhile
+                return
             try:
                 settled = sender.publish_batch(self._sending)
             except Exception:
                 # Nothing that this code knows of; but a thread that ended would let the queue run over in silence.
-                log.exception("%d status messages are in doubt", len(self._sending))
                 settled = len(self._sending)
+                log.exception("%d status messages are in doubt", settled)
+                sender.doubt(settled)
             self._give_back(settled)
 
     def _wants(self, sender: Sender) -> bool:
@@ -251,18 +279,19 @@ class Outbox:
         """Wait for so many messages, less if somebody flushes; returns whether this outbox is still open."""
         with self._lock:
             self._wake_me_at(number)
-            self._changed.wait_for(
-                lambda: len(self._waiting) >= number or not self._open or bool(self._hurried and self._waiting), seconds
-            )
+        self._wait_until(
+            lambda: self._is_due(number) or not self._open or bool(self._hurried and self._waiting), seconds
+        )
+        with self._lock:
             self._wake_me_at(_NEVER)
             return self._open
 
     def _take(self) -> dict[str, int]:
         """Take the next batch; returns how many messages were pushed out ahead of it, by channel."""
+        self._let_gather()
         with self._lock:
-            self._let_gather()
-            size = 0
-            while self._waiting and len(self._sending) < BATCH and size < BATCH_BYTES:
+            most, size = min(BATCH, self.waiting), 0
+            while len(self._sending) < most and size < BATCH_BYTES:
                 channel, payload = self._waiting.popleft()
                 if isinstance(payload, str):
                     payload = as_bytes(payload)
@@ -274,9 +303,12 @@ class Outbox:
             return lost
 
     def _let_gather(self) -> None:
-        """Wait for a whole batch for a moment, a longer one where the run is busy with the interpreter."""
+        """Wait for a whole batch for a moment, a longer one where the run is busy with the interpreter.
+
+        Not for more than half of what may wait: a queue of 100 ran over while 256 were waited for.
+        """
         until = time.monotonic() + self._linger
-        self._wait_for(BATCH, self._linger)
+        self._wait_for(min(BATCH, (self.size + 1) // 2), self._linger)
         late = time.monotonic() - until
         if late > LATE:
             self._linger = LINGER_BUSY
@@ -291,12 +323,13 @@ class Outbox:
             if self._open:
                 self._waiting.extendleft(reversed(left))
                 self._bytes += sum(len(payload) for _, payload in left)
-                self._trim()
+                if self._accepting:  # or what came too late would push out what came in time
+                    self._trim()
             else:
                 for channel, _ in left:
                     self._lose(channel)
             lost, self._lost = ({}, self._lost) if self._open else (self._lost, {})
-            self._changed.notify_all()
+            self._bells.ring()
         if lost:
             self._sender().drop(lost, AWAY)
 
@@ -309,19 +342,24 @@ def as_bytes(text: str) -> bytes:
         return text.encode(errors="backslashreplace")
 
 
-_all: "weakref.WeakSet[Outbox]" = weakref.WeakSet()
+# A list, which other threads may append to while it is copied; of a WeakSet `counts()` said that it changed its size.
+_all: "list[weakref.ref[Outbox]]" = []
+
+
+def _living() -> list[Outbox]:
+    return [outbox for reference in tuple(_all) if (outbox := reference()) is not None]
 
 
 def _close_all() -> None:
     """At the end of the process: EXIT_BUDGET for all queues together."""
     deadline = time.monotonic() + EXIT_BUDGET
-    for outbox in list(_all):
+    for outbox in _living():
         outbox.close(max(deadline - time.monotonic(), 0))
 
 
 def _abandon_all() -> None:
     """In a child of a fork, which has none of its parent's threads: what it publishes goes directly."""
-    for outbox in list(_all):
+    for outbox in _living():
         outbox.abandon()
 
 

@@ -270,6 +270,11 @@ class Sender:
             self._dropped += sum(lost.values())
             self._remember({(notice, channel): number for channel, number in lost.items() if channel})
 
+    def doubt(self, number: int) -> None:
+        """Count messages of a queue of which nobody knows what became."""
+        with self._lock:
+            self._in_doubt += number
+
     def _in_turn(self, channel: bytes, message: bytes, deadline: float, patient: bool) -> int:
         if not self._turns.take(deadline - time.monotonic()):
             raise Dropped("other threads of this process were waiting for it already")

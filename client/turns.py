@@ -105,6 +105,7 @@ class Bells:
 
     def ring(self) -> None:
         """Wake all."""
-        waiting, self._waiting = self._waiting, []
-        for bell in waiting:
-            bell.release()
+        for bell in self._waiting:
+            if bell.locked():  # rung, it may still hang there, where a signal handler's exception came between
+                bell.release()
+        self._waiting.clear()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -42,6 +43,47 @@ def test_many_messages_are_one_write(recorder):
     StatusMessenger.flush(10.0)
     (published,) = recorder.published()
     assert published == [(b"r1:wepp", b"%d" % number) for number in range(1000)]
+
+
+class Shouted(str):
+    """As a member of an Enum of channels is a str and none of the plain ones; this one cannot even be looked up."""
+
+    __slots__ = ()
+    __hash__ = None
+
+    def __eq__(self, other):
+        raise RuntimeError
+
+
+def test_a_channel_of_any_class_of_str_is_its_text(redis_url):
+    configure(redis_url)
+    StatusMessenger.configure(queue=True)
+    with subscribed(redis_url, "r1:wepp") as following:
+        for channel in ("r1:wepp", Shouted("r1:wepp"), "r1:wepp"):
+            assert StatusMessenger.publish(channel, type(channel).__name__) is None
+        assert [following()[1] for _ in range(3)] == [b"str", b"Shouted", b"str"]
+    assert StatusMessenger.flush(10.0)
+    assert StatusMessenger.counts() == (3, 0, 0, 0)
+
+
+def test_counts_can_be_asked_for_while_queues_are_made(redis_url):
+    """They said that a set changed its size during iteration, 67 times in 6 s."""
+    configure(redis_url)
+    StatusMessenger.configure(queue=True)
+    ended = threading.Event()
+
+    def ask():
+        while not ended.is_set():
+            StatusMessenger.counts()
+
+    with ThreadPoolExecutor(1) as executor:
+        asking = executor.submit(ask)
+        try:
+            for _ in range(200):
+                QueuedMessenger().close(10.0)
+        finally:
+            ended.set()
+        asking.result()
 
 
 def test_a_message_alone_does_not_wait_for_others(redis_url):

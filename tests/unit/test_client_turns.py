@@ -6,7 +6,7 @@ import time
 import pytest
 
 from client import turns as module
-from client.turns import Turns
+from client.turns import Bells, Turns
 
 
 def waiting(turns, number):
@@ -149,3 +149,22 @@ def test_who_is_in_its_turn_does_not_wait_for_itself():
     assert not turns.take(10)
     assert time.monotonic() - start < 5
     turns.give()
+
+
+def test_a_ring_that_was_cut_off_is_rung_again():
+    """By a signal handler's exception, behind the first of two: the other one would be waited on for ever."""
+
+    class Cut(list):
+        def clear(self):
+            raise KeyboardInterrupt
+
+    bells = Bells()
+    hung = [bells.hang(), bells.hang()]
+    bells._waiting = Cut(bells._waiting)
+    with pytest.raises(KeyboardInterrupt):
+        bells.ring()
+    bells._waiting = list(bells._waiting)
+    assert hung[0].acquire(timeout=0), "one has woken up meanwhile, and not taken its bell down yet"
+    bells.ring()
+    assert hung[1].acquire(timeout=0)
+    assert bells._waiting == []
