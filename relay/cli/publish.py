@@ -11,6 +11,8 @@ from relay.cli.examples import ExampleCommand
 from relay.cli.target import Target, parse
 from relay.errors import ConfigError, RelayError
 
+PATIENCE = 5.0  # seconds that Redis has for one message
+
 
 @click.command(
     cls=ExampleCommand,
@@ -33,7 +35,10 @@ def publish(target: Target, text: str, redis_url: str | None) -> None:
     from redis.exceptions import RedisError
 
     import client
+    from client import sender
 
+    # No run waits for this process, and Redis may be far away or busy: each message has as long as a person has.
+    sender.BUDGET = sender.FIRST_ATTEMPT = PATIENCE
     # What the client would warn of in a worker's log is the error of this command, told once.
     logging.getLogger(client.__name__).addHandler(logging.NullHandler())
     try:

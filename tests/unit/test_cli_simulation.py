@@ -16,11 +16,11 @@ from relay.cli.simulation import AGAIN, CLEARWATER, COUGAR, MOSCOW, TASKS, Simul
 def worker(redis_url, tmp_path, monkeypatch):
     """Makes a worker on the shared Redis that never waits; `wait` may say otherwise.
 
-    It has 30 s for what has 0.2 or 1 s in a demo: on a machine that stands still its lines would be dropped.
+    It has 30 s for what has 0.2 or 5 s in a demo: on a machine that stands still its lines would be dropped.
     """
     monkeypatch.setattr(sender, "BUDGET", 30.0)
     monkeypatch.setattr(sender, "FIRST_ATTEMPT", 30.0)
-    monkeypatch.setattr(simulation, "RedisPrep", lambda *args, retry: client.RedisPrep(*args, retry=30.0))
+    monkeypatch.setattr(simulation, "RedisPrep", lambda *args: client.RedisPrep(*args, retry=30.0))
 
     def worker(wait=lambda seconds: False, **kwargs):
         return Simulation("run1", tmp_path, wait, seed=1, **kwargs)
