@@ -59,7 +59,7 @@ def wires(monkeypatch):
 
 @pytest.fixture
 def sender(monkeypatch):
-    """None of its 0.2 s are looked at here, and a machine that stands still for as long would drop what a test sends."""
+    """Its 0.2 s are not looked at here, and a machine that stands still for as long would drop what a test sends."""
     monkeypatch.setattr(module, "BUDGET", 10.0)
     monkeypatch.setattr(module, "FIRST_ATTEMPT", 10.0)
     sender = Sender(Address("wepp1", 6379, password="s3cret"))

@@ -278,7 +278,7 @@ def test_a_first_address_that_swallows_packets_gets_only_its_share(monkeypatch):
         monkeypatch.setattr(
             socket, "getaddrinfo", lambda *_, **__: [(*entry, hole), *[(*entry, ("127.0.0.1", address.port))] * 19]
         )
-        open_wire(Address("redis.example.org", 1), 2, 10.0).close()  # a twentieth of it in vain, the rest is for the next
+        open_wire(Address("redis.example.org", 1), 2, 10.0).close()  # half a second of it in vain
     assert len(seen) == 1
 
 
