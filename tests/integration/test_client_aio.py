@@ -46,6 +46,7 @@ class Pulse:
         return self
 
     async def __aexit__(self, *exc):
+        await asyncio.sleep(0.01)  # for a last beat, late as it may be
         self._task.cancel()
         self._over.set()
         self._thread.join()
