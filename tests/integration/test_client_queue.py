@@ -224,7 +224,7 @@ def test_a_message_that_never_gets_through_stops_no_other(redis_server, caplog, 
     StatusMessenger.configure(queue=True)
     StatusMessenger.publish("r1:wepp", "x")
     assert StatusMessenger.flush(10)
-    monkeypatch.setattr(sender, "BATCH_BUDGET", 0.3)
+    monkeypatch.setattr(sender, "BATCH_BUDGET", 1.0)
     with subscribed(redis_server.url, "r1:wepp") as following:
         redis_server.pause()
         try:
