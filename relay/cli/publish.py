@@ -30,7 +30,7 @@ def publish(target: Target, text: str, redis_url: str | None) -> None:
 
     Publishes TEXT or, without TEXT or with -, each line of standard input. Prints, for each message, how many
     subscribers Redis gave it to: a relay counts as one, however many browsers it serves. Exit code 1 where Redis
-    cannot be reached.
+    does not take a message within 5 s.
     """
     from redis.exceptions import RedisError
 
