@@ -140,9 +140,9 @@ async def test_another_error_is_said_and_tried_again_after_a_quiet_interval(both
     monkeypatch.setattr(probe, "QUIET", 0.3)
     with caplog.at_level(logging.WARNING, "relay.redis"):
         await published(commands_side)
+        sent_at = [link.probe._sent_at]
         commands_side.say(b"-ERR unknown command 'PUBLISH'\r\n")
         await until(lambda: caplog.messages)
-        sent_at = [link.probe._sent_at]
         for _ in range(2):
             await published(commands_side)
             sent_at.append(link.probe._sent_at)
