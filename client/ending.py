@@ -36,7 +36,12 @@ def start(thread: threading.Thread) -> None:
     """
     if sys.is_finalizing():
         raise RuntimeError("the interpreter is ending")
-    thread.start()
+    try:
+        thread.start()
+    except KeyError as error:
+        # A signal handler's exception, as RQ ends a job that takes too long, came once the thread had begun: Python
+        # deletes that from a list on which it is no more, and the job ended with KeyError: <Thread(...)>.
+        raise error.__context__ or error from None
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks

@@ -34,6 +34,9 @@ ROOT = Path(__file__).parent.parent
 READY_SECONDS = 30.0
 # haproxy, nginx, ip and ss live in sbin, which the PATH of an ordinary user lacks.
 os.environ["PATH"] += ":/usr/local/sbin:/usr/sbin:/sbin"
+# Each process of pytest-xdist has ports of its own: two that looked for a free one at once found the same.
+_number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+embedded.PORTS = embedded.PORTS[_number :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
 
 
 pytest_plugins = ["tests.faults.report"]
@@ -253,7 +256,10 @@ class Relay:
     def __init__(self, args, env, directory, stderr=None, without=()):
         program = ["tests.faults.without", ",".join(without)] if without else ["relay"]
         self.services = [name for name in ("status", "preflight") if name in args] or ["status", "preflight"]
-        self.ports = {name: embedded.free_port() for name in self.services}
+        ports = set()
+        while len(ports) < len(self.services):
+            ports.add(embedded.free_port())
+        self.ports = dict(zip(self.services, ports, strict=True))
         self.status_url = self._url("status")
         self.preflight_url = self._url("preflight")
         self.stderr_path = directory / "stderr"

@@ -11,6 +11,8 @@ from relay.cli.examples import ExampleCommand
 from relay.cli.target import Target, parse
 from relay.errors import ConfigError, RelayError
 
+PATIENCE = 5.0  # seconds that Redis has for one message
+
 
 @click.command(
     cls=ExampleCommand,
@@ -28,12 +30,15 @@ def publish(target: Target, text: str, redis_url: str | None) -> None:
 
     Publishes TEXT or, without TEXT or with -, each line of standard input. Prints, for each message, how many
     subscribers Redis gave it to: a relay counts as one, however many browsers it serves. Exit code 1 where Redis
-    cannot be reached.
+    does not take a message within 5 s.
     """
     from redis.exceptions import RedisError
 
     import client
+    from client import sender
 
+    # No run waits for this process, and Redis may be far away or busy: each message has as long as a person has.
+    sender.BUDGET = sender.FIRST_ATTEMPT = PATIENCE
     # What the client would warn of in a worker's log is the error of this command, told once.
     logging.getLogger(client.__name__).addHandler(logging.NullHandler())
     try:

@@ -152,7 +152,7 @@ class Simulation:
         """An empty working directory, and a hash with nothing done."""
         shutil.rmtree(self._wd, ignore_errors=True)
         self._wd.mkdir(parents=True)
-        prep = RedisPrep(str(self._wd), "disturbed9002.cfg", retry=1.0)
+        prep = RedisPrep(str(self._wd), "disturbed9002.cfg")
         prep.remove_all_timestamp()
         prep.has_sbs = False
         prep.timestamp(TaskEnum.project_init)

@@ -26,7 +26,7 @@ FEW = ("--clients", "12", "--topics", "3", "--messages", "60", "--window", "8")
 def bench(*args, **env):
     """A run in a process of its own: (its result, the JSON it printed or None)."""
     call = [sys.executable, "-m", "relay", "bench", "--json", "-", *args]
-    done = subprocess.run(call, env={**os.environ, **env}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(call, env={**os.environ, **env}, capture_output=True, text=True, timeout=180)
     assert "Traceback" not in done.stderr, done.stderr
     return done, json.loads(done.stdout) if done.stdout else None
 
@@ -158,7 +158,7 @@ def under_load(server, url, seconds):
         try:
             while connections([psutil.Process(process.pid)]) < 13:  # 12 clients and the publisher
                 assert process.poll() is None
-            threading.Event().wait(0.5)  # messages are on their way
+            threading.Event().wait(2.0)  # messages are on their way
             yield process
         finally:
             process.kill()
@@ -167,9 +167,9 @@ def under_load(server, url, seconds):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_relay_that_goes_is_a_miss_and_so_is_what_went_out_without_it(relay, redis_url, number):
     server = relay("status")
-    with under_load(server, redis_url, "30s") as process:
+    with under_load(server, redis_url, "5m") as process:
         server.process.send_signal(number)
-        out, err = process.communicate(timeout=20)  # for nobody is left to publish to
+        out, err = process.communicate(timeout=60)  # for nobody is left to publish to
     [run] = json.loads(out)["runs"]
     code = "1006" if number == signal.SIGKILL else "1012"
     assert process.returncode == 7
@@ -181,9 +181,9 @@ def test_a_relay_that_goes_is_a_miss_and_so_is_what_went_out_without_it(relay, r
 
 def test_a_redis_that_goes_leaves_what_was_measured(relay, redis_server):
     server = relay("status", env={"REDIS_URL": redis_server.url})
-    with under_load(server, redis_server.url, "30s") as process:
+    with under_load(server, redis_server.url, "5m") as process:
         redis_server.kill()
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     [run] = json.loads(out)["runs"]
     assert process.returncode == 1
     assert "relay: publishing ended early: " in err
@@ -201,7 +201,7 @@ def test_a_url_with_more_than_an_address_is_a_sentence(url):
 def test_watching_counts_what_comes_and_knows_no_loss(relay, redis_url):
     server = relay("status")
     call = [sys.executable, "-m", "relay", "bench", "--json", "-", "--url", server.status_url]
-    call += ["--clients", "4", "--topics", "1", "--path", "/run1:wepp", "--duration", "1500ms"]
+    call += ["--clients", "4", "--topics", "1", "--path", "/run1:wepp", "--duration", "3s"]
     with subprocess.Popen(call, stdout=subprocess.PIPE) as process, redis.Redis.from_url(redis_url) as link:
         while process.poll() is None:
             link.publish("run1:wepp", "hello")
@@ -273,7 +273,7 @@ def in_a_thread(context):
     ended = asyncio.Event()
     thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(30)
     try:
         yield ports[0]
     finally:
@@ -310,7 +310,7 @@ def test_nothing_answers_at_the_url():
 
 def test_too_few_files_for_the_clients():
     call = f"ulimit -n 300; exec {sys.executable} -m relay bench --clients 500"
-    done = subprocess.run(["sh", "-c", call], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["sh", "-c", call], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.startswith("relay: 500 clients need 564 open files and this process may have 300: raise that")
     assert done.stderr.rstrip().endswith("--clients 236")
@@ -325,13 +325,13 @@ def test_ctrl_c_ends_the_servers_and_writes_what_was_measured(number):
                 connections(started := below(process)) < 15
             ):  # 12 clients, and Redis' with the relay and the publisher
                 assert process.poll() is None
-            threading.Event().wait(1.0)  # messages are on their way
+            threading.Event().wait(2.0)  # messages are on their way
             process.send_signal(number)
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate(timeout=60)
         finally:
             process.terminate()  # which ends its servers too
-            process.wait(20)
+            process.wait(60)
     result = json.loads(out)
     assert (process.returncode, result["interrupted"], err.count("Traceback")) == (130, True, 0)
     assert result["runs"][0]["delivered"] > 0
-    assert not psutil.wait_procs(started, timeout=5)[1]
+    assert not psutil.wait_procs(started, timeout=20)[1]

@@ -19,7 +19,7 @@ from client import StatusMessenger as Plain
 from client import TaskEnum, aio, configure, connection, lines, messenger, prep, stream, timed, timing
 from client.aio import RedisPrep, StatusMessenger, run_and_stream
 from client.testing import CaptureMessenger
-from tests.integration.worker_rig import RUN, closed_port, mute_server, subscribed
+from tests.integration.worker_rig import PATIENT, RUN, closed_port, mute_server, subscribed
 
 ROOT = Path(__file__).parents[2]
 CLIMATE = TaskEnum.build_climate
@@ -34,23 +34,39 @@ def fields(server):
 
 
 class Pulse:
-    """How long the event loop stood still at most, in seconds."""
+    """Seconds that the event loop stood still at most, less those of a thread beside it, which are the machine's."""
 
     async def __aenter__(self):
-        self.longest = 0.0
+        self._longest = self._beside = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat_beside)
+        self._thread.start()
         self._task = asyncio.create_task(self._beat())
         await asyncio.sleep(0)
         return self
 
     async def __aexit__(self, *exc):
+        await asyncio.sleep(0.01)  # for a last beat, late as it may be
         self._task.cancel()
+        self._over.set()
+        self._thread.join()
+
+    @property
+    def longest(self):
+        return self._longest - self._beside
 
     async def _beat(self):
         last = time.monotonic()
         while True:
             await asyncio.sleep(0.001)
             now = time.monotonic()
-            self.longest, last = max(self.longest, now - last), now
+            self._longest, last = max(self._longest, now - last), now
+
+    def _beat_beside(self):
+        last = time.monotonic()
+        while not self._over.wait(0.001):
+            now = time.monotonic()
+            self._beside, last = max(self._beside, now - last), now
 
 
 # --- each has its twin -------------------------------------------------------------------------------------------
@@ -303,7 +319,7 @@ print("ended", flush=True)
 def test_the_process_ends_while_a_flush_waits():
     with closed_port() as url:
         done = subprocess.run(
-            [sys.executable, "-c", ENDS, url], cwd=ROOT, capture_output=True, text=True, check=True, timeout=15
+            [sys.executable, "-c", ENDS, url], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
         )
     assert done.stdout == "ended\n"
 
@@ -325,7 +341,7 @@ assert asyncio.run(main("first")) == asyncio.run(main("second")) == 7
 child = os.fork()
 if not child:
     try:
-        os._exit(asyncio.run(asyncio.wait_for(main("child"), 10)))
+        os._exit(asyncio.run(asyncio.wait_for(main("child"), 30)))
     except BaseException as error:
         print(repr(error), file=sys.stderr, flush=True)
         os._exit(1)
@@ -338,8 +354,9 @@ def test_two_loops_and_a_fork(redis_url, tmp_path):
     (tmp_path / RUN).mkdir()
     with subscribed(redis_url, CHANNEL) as following:
         subprocess.run(
-            [sys.executable, "-c", TWO_LOOPS_AND_A_FORK, redis_url, tmp_path / RUN], cwd=ROOT, check=True, timeout=30
-        )
+            [sys.executable, "-c", PATIENT + TWO_LOOPS_AND_A_FORK, redis_url, tmp_path / RUN],
+            cwd=ROOT, check=True, timeout=60,
+        )  # fmt: skip
         assert [following()[1] for _ in range(4)] == [b"first", b"second", b"child", b"third"]
 
 

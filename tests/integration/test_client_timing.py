@@ -138,13 +138,16 @@ def test_a_decorated_coroutine(server, redis_url, wd):
 
 
 def test_a_cancelled_coroutine_has_failed(server, wd):
+    begun = asyncio.Event()
+
     @timed(CLIMATE, failed=True)
     async def build(wd):
+        begun.set()
         await asyncio.Event().wait()
 
     async def cancelled():
         task = asyncio.create_task(build(str(wd)))
-        await asyncio.sleep(0.05)
+        await begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -112,7 +112,7 @@ def test_a_certificate_that_does_not_fit_is_refused(front, ca_file, wd, host, op
     configure(f"rediss://{host}:{port}{options.format(ca=ca_file)}")
     assert re.search(reason, refusal())
     with pytest.raises(redis.ConnectionError, match=reason):
-        RedisPrep(wd, retry=0.5)
+        RedisPrep(wd, retry=2.0)
 
 
 @pytest.mark.parametrize("options", ["?ssl_cert_reqs=none", "?ssl_ca_certs={ca}&ssl_check_hostname=false"])

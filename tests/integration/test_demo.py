@@ -35,7 +35,7 @@ class Demo:
         self.preflight_port = int(re.search(r'data-preflight-port="(\d+)"', self.page())[1])
 
     def page(self):
-        with urllib.request.urlopen(self.address, timeout=5) as answer:
+        with urllib.request.urlopen(self.address, timeout=20) as answer:
             return answer.read().decode()
 
     def children(self):
@@ -82,7 +82,7 @@ def test_one_run_fills_log_and_checklist(demo):
         connect(f"ws://127.0.0.1:{running.preflight_port}/my-run") as checks,
     ):
         while not said or "TRIGGER" not in said[-1]:
-            frame = json.loads(log.recv(timeout=30))
+            frame = json.loads(log.recv(timeout=60))
             said += [frame["data"]] if frame["type"] == "status" else []
         for message in checks:
             frame = json.loads(message)
@@ -96,7 +96,7 @@ def test_one_run_fills_log_and_checklist(demo):
         "sbs_map", "channels", "outlet", "subcatchments", "landuse", "soils", "climate", "rap_ts", "wepp", "observed",
         "debris", "watar", "omni_scenarios", "dss_export",
     }  # fmt: skip
-    assert running.process.wait(30) == 0
+    assert running.process.wait(120) == 0
     assert running.process.stderr.read().endswith("relay demo: all ended\n")
 
 
@@ -104,7 +104,7 @@ def frames(url, kind):
     """What a websocket says of a kind, for as long as it is asked."""
     with connect(url) as socket:
         while True:
-            frame = json.loads(socket.recv(timeout=30))
+            frame = json.loads(socket.recv(timeout=60))
             if frame["type"] == kind:
                 yield frame
 
@@ -127,7 +127,7 @@ def test_of_the_runs_beside_it_one_fails_and_is_started_again_and_one_is_slow(de
         with contextlib.closing(frames(f"{preflight}/{run}", "preflight")) as checks:
             assert next(checks)["checklist"]["climate"] is done
     running.process.terminate()
-    assert running.process.wait(10) == 0
+    assert running.process.wait(30) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -140,11 +140,11 @@ def test_it_ends_all_that_it_started(demo, number):
         asked = time.monotonic()
         # As a terminal does it: to the whole process group.
         os.killpg(running.process.pid, number)
-        assert running.process.wait(10) == 0
+        assert running.process.wait(30) == 0
         took = time.monotonic() - asked
     assert children
     assert not [pid for pid in children if alive(pid)]
-    assert took < 5  # 0.6 s on an idle machine; a drain that nobody shortened takes 10
+    assert took < 9  # 0.6 s on an idle machine; a drain that nobody shortened takes 10
 
 
 def test_a_killed_demo_leaves_nothing_running(demo):
@@ -162,7 +162,7 @@ def test_where_one_of_its_processes_ends_it_ends_with_a_sentence(demo, killed, w
     running = demo()
     [victim] = [pid for pid in running.children() if killed in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(victim, signal.SIGKILL)
-    assert running.process.wait(15) == 1
+    assert running.process.wait(60) == 1
     last = running.process.stderr.read().splitlines()[-1]
     assert last.startswith("relay: ")
     assert why in last
@@ -176,7 +176,7 @@ def test_it_takes_free_ports_where_the_usual_ones_are_taken(demo):
         running = demo("--speed", "50", "--once")
         assert running.port != 9002
         assert running.preflight_port not in (9001, running.port)
-        assert running.process.wait(30) == 0
+        assert running.process.wait(120) == 0
 
 
 def test_demos_that_start_together_each_have_a_relay_of_their_own(demo):
@@ -191,7 +191,7 @@ def test_demos_that_start_together_each_have_a_relay_of_their_own(demo):
             assert any(f"post_dss_export_rq({name})" in frame["data"] for frame in log)
     for running in together:
         running.process.terminate()
-        assert running.process.wait(10) == 0
+        assert running.process.wait(30) == 0
 
 
 def test_it_starts_over_with_a_new_run(demo):
@@ -199,12 +199,12 @@ def test_it_starts_over_with_a_new_run(demo):
     with connect(f"ws://127.0.0.1:{running.port}/demo:channel_delineation") as log:
         starts = 0
         while starts < 2:
-            starts += "STARTED" in json.loads(log.recv(timeout=30)).get("data", "")
+            starts += "STARTED" in json.loads(log.recv(timeout=60)).get("data", "")
 
 
 def test_it_leaves_the_redis_of_the_environment_alone(demo, redis_url):
     """That one has the runs of people: a worker's shell names it."""
-    assert demo("--once", "--speed", "50", REDIS_URL=redis_url).process.wait(60) == 0
+    assert demo("--once", "--speed", "50", REDIS_URL=redis_url).process.wait(120) == 0
     with redis.Redis.from_url(redis_url) as connection:
         assert connection.dbsize() == 0
 
@@ -212,7 +212,7 @@ def test_it_leaves_the_redis_of_the_environment_alone(demo, redis_url):
 def test_it_uses_the_redis_it_is_given(demo, redis_url):
     running = demo("--redis-url", redis_url, "--once", "--speed", "50")
     assert len(running.children()) == 1
-    assert running.process.wait(30) == 0
+    assert running.process.wait(120) == 0
     said = running.process.stderr.read()
     assert f"relay demo: writes its runs to {redis_url}" in said
     runs = re.findall(r"/run/(\S+)", said)
@@ -224,7 +224,7 @@ def test_it_uses_the_redis_it_is_given(demo, redis_url):
 
 def test_a_redis_that_is_not_there_is_a_sentence():
     result = subprocess.run(
-        [sys.executable, "-m", "relay", "demo", "--redis-url", "nonsense"], capture_output=True, text=True, timeout=30
+        [sys.executable, "-m", "relay", "demo", "--redis-url", "nonsense"], capture_output=True, text=True, timeout=60
     )
     assert result.returncode == 1
     assert "relay: the relay did not start: exit code 3" in result.stderr
@@ -240,6 +240,7 @@ def test_a_person_sees_the_log_and_the_checklist_fill(demo):
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
         page = browser.new_page()
+        page.set_default_timeout(120_000)
         problems = []
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda message: problems.append(message.text))

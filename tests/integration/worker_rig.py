@@ -10,6 +10,12 @@ import redis
 
 ROOT = Path(__file__).parents[2]
 RUN = "run1"
+# Ahead of a program whose lines are to arrive: as in the fixture fresh_client, a publish has seconds, and its end.
+PATIENT = """
+from client import outbox, sender
+sender.BUDGET = sender.FIRST_ATTEMPT = 10.0
+outbox.EXIT_BUDGET = 30.0
+"""
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import errno
 import hashlib
 import json
 import re
@@ -59,8 +60,11 @@ class FakeRelay:
         while True:
             try:
                 client, _ = self.listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if error.errno != errno.EMFILE:
+                    return
+                time.sleep(0.01)  # a test has taken all descriptors of this process, and gives them back
+                continue
             with contextlib.suppress(OSError):
                 self.welcome(client)
 

@@ -68,7 +68,7 @@ def test_a_server_listens_on_a_cpu_of_its_own_and_is_ended_with_its_children(mac
         tree = [process, *process.children()]
         assert {tuple(p.cpu_affinity()) for p in tree} == {tuple(machine.cpus.server)}
         assert os.sched_getaffinity(0) == machine.cpus.load
-    assert not psutil.wait_procs(tree, timeout=5)[1]
+    assert not psutil.wait_procs(tree, timeout=20)[1]
 
 
 def test_a_server_that_ignores_sigterm_is_killed(machine, monkeypatch):

@@ -181,7 +181,7 @@ async def test_a_message_that_does_not_come_back(monkeypatch):
 
 
 async def test_one_that_falls_silent_in_the_middle(monkeypatch):
-    monkeypatch.setattr(doctor_redis, "DEADLINE", 0.1)
+    monkeypatch.setattr(doctor_redis, "DEADLINE", 0.5)
     found = await examined({b"TIME": None})
     assert [finding.state for finding in found.values()] == ["ok", "ok", "fault"]
     assert found["clock"].found.startswith("Redis stopped answering: no answer in")
@@ -205,7 +205,7 @@ async def test_one_that_falls_silent_in_the_middle(monkeypatch):
     ids=lambda value: str(value)[:30],
 )
 async def test_one_that_lets_nobody_in(monkeypatch, answer, check, said, means):
-    monkeypatch.setattr(doctor_redis, "DEADLINE", 0.2)
+    monkeypatch.setattr(doctor_redis, "DEADLINE", 0.5)
     async with redis_that({b"AUTH": answer}) as port:
         loaded = load(port, REDIS_PASSWORD=SECRET)
         found = await doctor_redis.examine(loaded.status.redis, loaded.services, loaded)
@@ -221,7 +221,7 @@ async def test_one_that_lets_nobody_in(monkeypatch, answer, check, said, means):
 async def test_a_name_that_nobody_resolves_has_a_deadline(monkeypatch):
     """What getaddrinfo does where the name server is away; its thread is left behind and ends by itself."""
     go_on = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: go_on.wait(10))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: go_on.wait(60))
     monkeypatch.setattr(reach, "DEADLINE", 0.1)
     began = time.monotonic()
     try:
@@ -229,7 +229,7 @@ async def test_a_name_that_nobody_resolves_has_a_deadline(monkeypatch):
             await reach.resolve("wepp1", 6379)
     finally:
         go_on.set()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
 
 
 async def test_a_name_that_is_none():

@@ -133,7 +133,7 @@ def test_tail_answers_pings_and_passes_over_all_else(fake):
     def script(connection):
         for other in (PING, "no json", "[1]", '{"type":"ready"}', b"\0"):
             connection.send(other)
-        heard.append(connection.recv(timeout=5))
+        heard.append(connection.recv(timeout=20))
         staying(status("last"))(connection)
 
     result = invoke("tail", "r:c", "--url", fake(script), "-n", "1")
@@ -237,7 +237,7 @@ def test_tail_notices_a_relay_that_hangs(fake, monkeypatch):
 
     def hung(connection):
         with connection.protocol_mutex:  # nothing is read meanwhile, nor answered
-            assert over.wait(10)
+            assert over.wait(30)
 
     result = invoke("tail", "r:c", "--url", fake(hung, staying(status("x"))), "-n", "1")
     assert (result.exit_code, result.stdout) == (0, "x\n")
@@ -252,7 +252,7 @@ def test_tail_waits_for_a_relay_that_is_not_there_yet():
     assert process.stderr.readline() == b"relay: ws://127.0.0.1:1/r:c: Connection refused; reconnecting\n"
     process.send_signal(signal.SIGINT)
     assert process.stderr.read() == b""
-    assert process.wait(10) == 130
+    assert process.wait(30) == 130
     process.stderr.close()
 
 
@@ -265,7 +265,7 @@ def test_tail_ends_when_its_reader_does(fake):
     )
     assert process.stdout.readline() == b"x\n"
     process.stdout.close()
-    assert process.wait(10) == 1
+    assert process.wait(30) == 1
     assert process.stderr.read() == b""
     process.stderr.close()
 
@@ -275,7 +275,7 @@ def test_a_full_disk_is_one_sentence(fake, command):
     url = fake(staying(status("x"), snapshot(wepp=True)))
     with Path("/dev/full").open("wb") as full:
         result = subprocess.run(
-            [sys.executable, "-m", "relay", *command, "--url", url], stdout=full, stderr=subprocess.PIPE, timeout=30
+            [sys.executable, "-m", "relay", *command, "--url", url], stdout=full, stderr=subprocess.PIPE, timeout=60
         )
     assert (result.returncode, result.stderr) == (1, b"relay: stdout takes nothing more: No space left on device\n")
 
@@ -284,7 +284,7 @@ def test_tail_on_a_terminal_shows_control_characters(fake):
     url = fake(staying(status("a\x1b[2Jb")))
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "relay", "tail", "r:c", "--url", url, "-n", "1"]
-    assert subprocess.run(command, stdout=theirs, timeout=30).returncode == 0
+    assert subprocess.run(command, stdout=theirs, timeout=60).returncode == 0
     os.close(theirs)
     assert os.read(ours, 100) == b"a\\x1b[2Jb\r\n"
     os.close(ours)
@@ -361,16 +361,16 @@ def test_tail_until_an_event(fake, line):
         f"said rq:7 TRIGGER   wepp {EVENT}",
     ]
     url = fake(saying_by_channel(wepp=[*others, line, "not this"]))
-    result = invoke("tail", "r:c", "r:wepp", "--url", url, "--until", EVENT, "--timeout", "20s")
+    result = invoke("tail", "r:c", "r:wepp", "--url", url, "--until", EVENT, "--timeout", "1m")
     assert (result.exit_code, result.stderr) == (0, "")
     assert [said.partition(" | ")[2] for said in result.stdout.splitlines()] == [*others, line]
 
 
 def test_tail_until_an_event_that_does_not_come_in_time(fake):
     url = fake(staying(status("x")))
-    result = invoke("tail", "r:c", "--url", url, "--until", EVENT, "--timeout", "300ms")
+    result = invoke("tail", "r:c", "--url", url, "--until", EVENT, "--timeout", "2s")
     assert (result.exit_code, result.stdout) == (1, "x\n")
-    assert result.stderr == f"relay: {EVENT} did not come within 300ms\n"
+    assert result.stderr == f"relay: {EVENT} did not come within 2s\n"
     result = invoke("tail", "r:c", "--url", url, "--until", EVENT, "-n", "1")
     assert (result.exit_code, result.stdout) == (1, "x\n")
     assert result.stderr == f"relay: {EVENT} did not come within 1 messages\n"
@@ -408,7 +408,7 @@ def on_a_terminal(*args, **env):
         done = subprocess.run(
             [sys.executable, "-m", "relay", *args],
             stdout=terminal.theirs,
-            timeout=30,
+            timeout=60,
             check=False,
             env={**clean, "TERM": "xterm", **env},
         )
@@ -502,7 +502,7 @@ def test_changes():
 @pytest.mark.parametrize("script", [HTTPStatus.NOT_FOUND, saying(close=1012), saying(close=1008), staying(PING)])
 @pytest.mark.parametrize("command", [["tail", "r:c", "--until", "X", "--timeout", "1s"], ["checklist", "r"]])
 def test_a_password_is_not_shown(fake, command, script, monkeypatch):
-    monkeypatch.setattr(checklist_command, "WAIT", 0.2)
+    monkeypatch.setattr(checklist_command, "WAIT", 1.0)
     url = fake(script).replace("//", "//someone:s3cret@")
     result = invoke(*command, "--url", url)
     assert result.exit_code == 1
@@ -551,7 +551,7 @@ def test_checklist_watch_on_a_terminal_is_drawn_in_place(fake, end, code):
 
     def script(connection):
         connection.send(snapshot(["wepp"], channels=False))
-        assert seen.wait(10)
+        assert seen.wait(30)
         connection.send(snapshot(channels=True))
         staying()(connection)
 
@@ -565,7 +565,7 @@ def test_checklist_watch_on_a_terminal_is_drawn_in_place(fake, end, code):
         assert "r: 1 of 1 done, 0 running" in watched(terminal)
         assert "wepp" not in watched(terminal)
         os.write(terminal.ours, end) if isinstance(end, bytes) else process.send_signal(end)
-        assert process.wait(10) == code
+        assert process.wait(30) == code
         assert terminal.settings() == before
         drawn = terminal.read()
     assert drawn.startswith("\x1b[?1049h\x1b[?25l")
@@ -577,13 +577,13 @@ def test_checklist_watch_on_a_terminal_says_that_the_connection_is_lost_and_ther
 
     def restarting(connection):
         connection.send(snapshot(channels=False))
-        assert gone.wait(10)
+        assert gone.wait(30)
         connection.close(1012, "the relay is restarting")
 
     back = threading.Event()
 
     def again(connection):
-        assert back.wait(10)
+        assert back.wait(30)
         staying(snapshot(channels=True))(connection)
 
     with watching(fake(restarting, again)) as (terminal, process):
@@ -595,13 +595,13 @@ def test_checklist_watch_on_a_terminal_says_that_the_connection_is_lost_and_ther
         assert "1012" not in watched(terminal)
         assert "connected" in watched(terminal)
         os.write(terminal.ours, b"q")
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
 
 
 def test_checklist_watch_on_a_terminal_gives_it_back_where_the_relay_refuses(fake):
     with watching(fake(HTTPStatus.NOT_FOUND)) as (terminal, process):
         before = terminal.settings()
-        assert process.wait(10) == 1
+        assert process.wait(30) == 1
         assert terminal.settings() == before
         drawn = terminal.read()
     assert "\x1b[?25h\x1b[?1049l" in drawn
@@ -612,11 +612,11 @@ def test_checklist_watch_on_a_terminal_gives_it_back_where_the_relay_refuses(fak
 def test_checklist_watch_is_lines_on_a_terminal_that_asks_for_them(fake, args, env):
     url = fake(saying(snapshot(["soils"], soils=False), snapshot(soils=True), close=1012), HTTPStatus.NOT_FOUND)
     with watching(url, *args, streams=("stdin", "stdout"), **env) as (terminal, process):
-        assert process.wait(10) == 1
+        assert process.wait(30) == 1
         assert terminal.read() == "[ ] soils\r\nsoils locked\r\n[x] soils\r\nsoils unlocked\r\n"
 
 
 def test_checklist_watch_as_json_is_json_on_a_terminal(fake):
     with watching(fake(saying(snapshot(soils=True)), HTTPStatus.NOT_FOUND), "--json") as (terminal, process):
-        assert process.wait(10) == 1
+        assert process.wait(30) == 1
         assert json.loads(terminal.read().splitlines()[0]) == json.loads(snapshot(soils=True))

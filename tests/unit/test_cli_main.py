@@ -30,7 +30,7 @@ def commands(group=relay, path=()):
 
 def run(*args, **kwargs):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.run([sys.executable, *args], text=True, timeout=30, **pipes | kwargs)
+    return subprocess.run([sys.executable, *args], text=True, timeout=60, **pipes | kwargs)
 
 
 def test_the_groups_hold_all_commands():
@@ -88,7 +88,7 @@ def test_a_reader_that_went_away_is_no_traceback():
     read, write = os.pipe()
     os.close(read)
     result = subprocess.run(
-        [sys.executable, "-m", "relay", "config", "show"], stdout=write, stderr=subprocess.PIPE, timeout=30
+        [sys.executable, "-m", "relay", "config", "show"], stdout=write, stderr=subprocess.PIPE, timeout=60
     )
     os.close(write)
     assert (result.returncode, result.stderr) == (1, b"")
@@ -107,7 +107,7 @@ def test_a_closed_stdout_or_stderr_is_one_sentence_on_the_other(closed, said):
         ["sh", "-c", f"exec '{sys.executable}' -m relay config show {closed}"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
     assert result.returncode == 1
     assert getattr(result, said) == "relay: stdout or stderr is closed; send it to a file, or to /dev/null\n"

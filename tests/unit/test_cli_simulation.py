@@ -6,13 +6,21 @@ import pytest
 import redis
 
 import client
+from client import sender
 from relay.checklist import snapshot
+from relay.cli import simulation
 from relay.cli.simulation import AGAIN, CLEARWATER, COUGAR, MOSCOW, TASKS, Simulation
 
 
 @pytest.fixture
-def worker(redis_url, tmp_path):
-    """Makes a worker on the shared Redis that never waits; `wait` may say otherwise."""
+def worker(redis_url, tmp_path, monkeypatch):
+    """Makes a worker on the shared Redis that never waits; `wait` may say otherwise.
+
+    It has 30 s for what has 0.2 or 5 s in a demo: on a machine that stands still its lines would be dropped.
+    """
+    monkeypatch.setattr(sender, "BUDGET", 30.0)
+    monkeypatch.setattr(sender, "FIRST_ATTEMPT", 30.0)
+    monkeypatch.setattr(simulation, "RedisPrep", lambda *args: client.RedisPrep(*args, retry=30.0))
 
     def worker(wait=lambda seconds: False, **kwargs):
         return Simulation("run1", tmp_path, wait, seed=1, **kwargs)
@@ -33,12 +41,12 @@ def heard(redis_url):
     """All that is published on channels of the run, as (channel, text), up to the line asked for."""
     with redis.Redis.from_url(redis_url) as connection, connection.pubsub() as pubsub:
         pubsub.psubscribe("run1:*")
-        assert pubsub.get_message(timeout=5)["type"] == "psubscribe"
+        assert pubsub.get_message(timeout=30)["type"] == "psubscribe"
 
         def until(end):
             lines = []
             while not lines or end not in lines[-1][1]:
-                message = pubsub.get_message(timeout=5)
+                message = pubsub.get_message(timeout=30)
                 assert message, lines[-3:]
                 lines.append((message["channel"].decode().partition(":")[2], message["data"].decode()))
             return lines

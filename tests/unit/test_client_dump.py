@@ -1,9 +1,9 @@
 """The dump file alone, fed by functions in place of Redis (contract, section 2, points 3 and 4)."""
 
-import itertools
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -107,11 +107,17 @@ def test_nothing_is_written_where_the_directory_is_gone(tmp_path):
 
 def test_who_writes_without_a_pause_holds_up_nobody_else(dump, monkeypatch):
     """With 50 writes a second on a disk of 25 ms, a timestamp had not returned after 20 s."""
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
-    reads = itertools.count()
-    dump.save(lambda: {"a": str(next(reads))})
-    assert next(reads) > 2
-    assert dump.load()["a"].isdecimal()
+    clock, reads = SimpleNamespace(now=100.0), iter(range(50))
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(module, "time", clock)
+
+    def read():
+        clock.now += module.PATIENCE / 4
+        return {"a": str(next(reads))}
+
+    dump.save(read)
+    assert dump.load() == {"a": "3"}
+    assert next(reads) == 5, "one read ahead of the four writes that there was time for, and one behind each"
 
 
 def test_load(dump):

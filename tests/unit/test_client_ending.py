@@ -3,6 +3,7 @@
 import multiprocessing.util
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -59,3 +60,25 @@ def test_multiprocessing_is_not_imported_for_it():
     source = FIRST + "import sys; print('multiprocessing' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     assert done.stdout == "False\nlast\n"
+
+
+class JobTimeoutException(Exception):  # noqa: N818 - RQ's name
+    """As RQ raises it from a signal handler."""
+
+
+def test_an_exception_that_comes_while_a_thread_is_started_stays_what_it_is(monkeypatch):
+    name = "_start_new_thread" if hasattr(threading, "_start_new_thread") else "_start_joinable_thread"
+    begun, end, begin = threading.Event(), threading.Event(), getattr(threading, name)
+
+    def interrupted(*args, **kwargs):
+        begin(*args, **kwargs)
+        assert begun.wait(10)
+        raise JobTimeoutException
+
+    monkeypatch.setattr(threading, name, interrupted)
+    thread = threading.Thread(target=lambda: (begun.set(), end.wait(10)))
+    with pytest.raises(JobTimeoutException):
+        ending.start(thread)
+    end.set()
+    thread.join(10)
+    assert not thread.is_alive()

@@ -21,11 +21,9 @@ def run(code):
 
 
 def test_import_is_cheap():
-    times = [
-        float(run("import time; t = time.perf_counter(); import client; print(time.perf_counter() - t)"))
-        for _ in range(5)
-    ]
-    assert min(times) < 0.030
+    """In seconds of the processor, for a machine that is busy with others makes it no dearer."""
+    code = "import time; t = time.process_time(); import client; print(time.process_time() - t)"
+    assert min(float(run(code)) for _ in range(5)) < 0.030
 
 
 def test_publishing_needs_no_redis_py():

@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import redis
@@ -47,13 +48,18 @@ def test_what_another_attempt_cannot_mend_is_raised_at_once(error):
     assert operation.calls == 1
 
 
-def test_a_timeout_becomes_a_connection_error_that_names_redis_and_the_budget():
+def test_a_timeout_becomes_a_connection_error_that_names_redis_and_the_budget(monkeypatch):
+    clock = SimpleNamespace(now=100.0)  # only its own pauses take time, so there is time for several attempts
+    clock.monotonic = lambda: clock.now
+    clock.sleep = lambda seconds: setattr(clock, "now", clock.now + seconds)
+    monkeypatch.setattr(module, "time", clock)
     operation = Failing(*[redis.TimeoutError("late")] * 99)
     with pytest.raises(
         redis.ConnectionError, match=r"Redis at redis://127\.0\.0\.1:1 gave no answer within 0\.4 s: late"
     ):
-        Store(ADDRESS, 0.4).call(time.monotonic() + 0.4, operation)
+        Store(ADDRESS, 0.4).call(clock.now + 0.4, operation)
     assert operation.calls > 1
+    assert clock.now <= 100.4
 
 
 def test_without_a_budget_there_is_one_attempt():

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -257,12 +258,15 @@ def is_running(pid):
     return state != "Z"
 
 
-def test_a_timeout_ends_the_whole_group(said):
+def test_a_timeout_ends_the_whole_group(said, monkeypatch):
+    """The time is over once the command has said what it says, however long that took."""
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 600 * bool(said.lines(CHANNEL)))
+    monkeypatch.setattr(stream, "time", clock)
     with pytest.raises(subprocess.TimeoutExpired) as raised:
-        sh("sleep 60 & echo $!; printf rest; wait", timeout=1)
+        sh("sleep 600 & printf '%s\\nrest' $!; wait", timeout=300)
     pid, rest = raised.value.output.split("\n")
     until(lambda: not is_running(pid))
-    assert (raised.value.timeout, rest) == (1, "rest")
+    assert (raised.value.timeout, rest) == (300, "rest")
     assert said.lines(CHANNEL) == [pid, "rest"]
 
 
@@ -301,14 +305,18 @@ class JobTimeoutException(Exception):  # noqa: N818 - RQ's name
 
 @pytest.fixture
 def alarm():
-    """`alarm(error, seconds)`: an exception in the middle of whatever runs then."""
+    """`alarm(error, once)`: an exception in the middle of whatever runs a moment after `once()` is true."""
 
     def handler(error):
         raise error
 
-    def arm(error, seconds):
+    def watch(once):
+        until(once)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+
+    def arm(error, once):
         signal.signal(signal.SIGALRM, lambda *_: handler(error))
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        threading.Thread(target=watch, args=(once,)).start()
 
     gc.disable()  # what a handler raises within a callback of the collector (hypothesis has one) is lost
     yield arm
@@ -322,7 +330,7 @@ def alarm():
     "script", ["echo $$; sleep 60", "echo $$; while :; do echo y; done", "echo $$; exec >&- 2>&-; sleep 60"]
 )
 def test_an_exception_in_the_middle_ends_the_command_and_goes_on(said, alarm, error, script):
-    alarm(error, 0.5)
+    alarm(error, lambda: said.lines(CHANNEL))
     with pytest.raises(error):
         sh(script, timeout=60)
     assert not is_running(said.lines(CHANNEL)[0])
@@ -345,9 +353,8 @@ def test_nothing_is_left_behind(said, alarm):
         sh("sleep 60", timeout=0.05)
     with pytest.raises(FileNotFoundError):
         run_and_stream(["no-such-program"], CHANNEL)
-    alarm(KeyboardInterrupt, 0.1)
     with pytest.raises(KeyboardInterrupt):
-        sh("sleep 60")
+        sh("sleep 60", on_start=lambda _: alarm(KeyboardInterrupt, lambda: True))
     until(lambda: left_behind()[1] == 0)
     assert left_behind() == before
 

@@ -146,8 +146,8 @@ def test_who_is_in_its_turn_does_not_wait_for_itself():
     turns = Turns()
     assert turns.take(0)
     start = time.monotonic()
-    assert not turns.take(10)
-    assert time.monotonic() - start < 5
+    assert not turns.take(60)
+    assert time.monotonic() - start < 30
     turns.give()
 
 

@@ -286,9 +286,9 @@ def test_a_first_address_that_swallows_packets_gets_only_its_share(monkeypatch):
     with swallowing() as hole, listening(b"+OK\r\n") as (address, seen):
         entry = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
         monkeypatch.setattr(
-            socket, "getaddrinfo", lambda *_, **__: [(*entry, hole), (*entry, ("127.0.0.1", address.port))]
+            socket, "getaddrinfo", lambda *_, **__: [(*entry, hole), *[(*entry, ("127.0.0.1", address.port))] * 19]
         )
-        open_wire(Address("redis.example.org", 1), 2, 1.0).close()
+        open_wire(Address("redis.example.org", 1), 2, 10.0).close()  # half a second of it in vain
     assert len(seen) == 1
 
 

@@ -1,6 +1,7 @@
 """Topics, bursts, slow clients, heads and time: what the core does with many clients and bad ones."""
 
 import contextlib
+import itertools
 import json
 import socket
 import struct
@@ -151,13 +152,22 @@ def test_frames_above_the_bound_press_too(rig):
     assert not rig.core.bulky
 
 
-def test_a_young_backlog_that_is_half_full_presses_until_it_is_taken(rig):
-    sock = rig.join(b"t", rcvbuf=16384)
-    sent = 0
-    while not rig.core.pressing:
-        rig.publish(b"t", b"x" * 16000)
-        sent += 16000
-        assert rig.stats["closes"] == {}, "it presses before it is closed"
+def pressed(make_rig):
+    """A rig whose backlog presses, the client's socket, and the bytes sent."""
+    for _ in range(9):  # where the machine stood still the backlog is old, and presses no more
+        rig, sent, began = make_rig(), 0, time.monotonic()
+        sock = rig.join(b"t", rcvbuf=16384)
+        while not rig.core.pressing and not rig.stats["closes"]:
+            rig.publish(b"t", b"x" * 16000)
+            sent += 16000
+        if time.monotonic() - began < 0.1:
+            break
+    assert rig.core.pressing, "before it is closed"
+    return rig, sock, sent
+
+
+def test_a_young_backlog_that_is_half_full_presses_until_it_is_taken(make_rig):
+    rig, sock, sent = pressed(make_rig)
     while rig.core.pressing:
         rig.received(sock, 1)
     data = rig.received(sock, 1)
@@ -166,11 +176,9 @@ def test_a_young_backlog_that_is_half_full_presses_until_it_is_taken(rig):
     assert data
 
 
-def test_a_young_backlog_presses_for_a_tenth_of_a_second_only(rig):
-    rig.join(b"t", rcvbuf=16384)
-    while not rig.core.pressing:
-        rig.publish(b"t", b"x" * 16000)
-    end = time.monotonic() + 2.0
+def test_a_young_backlog_presses_for_a_tenth_of_a_second_only(make_rig):
+    rig, _, _ = pressed(make_rig)
+    end = time.monotonic() + 10.0
     while rig.core.pressing:
         assert time.monotonic() < end
     assert rig.stats["closes"] == {}
@@ -186,12 +194,18 @@ def test_an_old_backlog_does_not_press(rig):
         assert not rig.core.pressing
 
 
-def test_a_frame_above_the_bound_that_waits_for_a_young_backlog_presses(rig):
-    rig.join(b"t", rcvbuf=16384)
-    rig.publish(b"t", b"a" * 900_000)
-    assert not rig.core.pressing, "in progress"
-    rig.publish(b"t", b"b" * 900_000)
-    assert rig.core.pressing, "one more would end it"
+def test_a_frame_above_the_bound_that_waits_for_a_young_backlog_presses(make_rig):
+    for _ in range(9):
+        rig = make_rig()
+        rig.join(b"t", rcvbuf=16384)
+        began = time.monotonic()
+        rig.publish(b"t", b"a" * 900_000)
+        assert not rig.core.pressing, "in progress"
+        rig.publish(b"t", b"b" * 900_000)
+        presses = rig.core.pressing
+        if time.monotonic() - began < 0.1:  # where the machine stood still the backlog is old
+            break
+    assert presses, "one more would end it"
 
 
 def test_a_topic_with_far_more_than_can_be_delivered_is_given_up(rig):
@@ -789,9 +803,9 @@ def test_a_permission_ends_when_it_was_said_to_though_the_process_stood_still(ma
     )
     sock = rig.join(b"t")
     time.sleep(2.1)
-    began = time.monotonic()
-    rig.tick_until(lambda: rig.stats["closes"] == {1008: 1})
-    assert time.monotonic() - began < 1.3, "each slot is looked at once a second"
+    looks = itertools.count()
+    rig.tick_until(lambda: next(looks) >= 0 and rig.stats["closes"] == {1008: 1})
+    assert next(looks) < 1.3 / 0.02, "each slot is looked at once a second"
     assert close_code(rig.ended(sock)) == 1008
 
 

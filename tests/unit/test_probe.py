@@ -83,16 +83,41 @@ async def test_up_is_not_proved(both):
 
 async def test_messages_of_others_are_proof_enough(both):
     link, link_side, commands_side = both
-    sent = link.probe.sent
+    clock = link.probe._loop = Clock()
+
+    async def others(text):
+        seen = link.probe._seen
+        link_side.say(message(b"run1:wepp", text))
+        await until(lambda: link.probe._seen > seen)
+
+    await published(commands_side)
+    await others(b"ahead of the answer")
+    commands_side.say(b":1\r\n")
+    await until(lambda: not link.probe._pending)
     for _ in range(30):
-        link_side.say(message(b"run1:wepp", b"x"))
-        await until(lambda: link.probe.age < 0.02)
-    assert link.probe.sent <= sent + 1, "one may have been due when the first came"
+        await others(b"x")
+        clock.now += probe.QUIET / 4
+        await until(lambda: link.probe._looked_at == clock.now)
+    assert link.probe.sent == 1
+    clock.now += probe.QUIET
     await published(commands_side)
     commands_side.say(b":1\r\n")
-    link_side.say(message(b"run1:wepp", b"behind a flood the probe itself may be late"))
-    await until(lambda: link.probe.age < 0.02)
+    await until(lambda: link.probe._due)
+    await others(b"behind a flood the probe itself may be late")
+    clock.now += 2 * probe.DEADLINE
+    await until(lambda: link.probe._looked_at == clock.now)
     assert link.up
+
+
+class Clock:
+    """What the probe's looks go by; they come as ever."""
+
+    def __init__(self):
+        loop = asyncio.get_running_loop()
+        self.now, self.call_later = loop.time(), loop.call_later
+
+    def time(self):
+        return self.now
 
 
 @pytest.mark.parametrize("why", ["NOPERM no", "READONLY You can't write", "MISCONF no disk"])
@@ -115,13 +140,15 @@ async def test_another_error_is_said_and_tried_again_after_a_quiet_interval(both
     monkeypatch.setattr(probe, "QUIET", 0.3)
     with caplog.at_level(logging.WARNING, "relay.redis"):
         await published(commands_side)
+        sent_at = [link.probe._sent_at]
         commands_side.say(b"-ERR unknown command 'PUBLISH'\r\n")
         await until(lambda: caplog.messages)
-        began = asyncio.get_running_loop().time()
-        await published(commands_side)
-        assert asyncio.get_running_loop().time() - began > 0.2, "not with each look"
-        commands_side.say(b"-OOM command not allowed\r\n")
-        await published(commands_side)
+        for _ in range(2):
+            await published(commands_side)
+            sent_at.append(link.probe._sent_at)
+            commands_side.say(b"-OOM command not allowed\r\n")
+        first, second, third = sent_at
+        assert min(second - first, third - second) > 0.2, "not with each look"
     assert len([line for line in caplog.messages if "did not publish the probe" in line]) == 1
     assert link.up
     assert not link.probe.off
@@ -161,7 +188,7 @@ async def test_a_new_command_connection_is_asked_at_once(both, monkeypatch):
     monkeypatch.setattr(probe, "QUIET", 1000.0)
     link_side.say(message(channel))
     commands_side.say(b":1\r\n")
-    await until(lambda: not link.probe._pending)
+    await until(lambda: not link.probe._pending and not link.probe._due)
     sent = link.probe.sent
     link.probe.retry()
     assert link.probe.sent == sent + 1

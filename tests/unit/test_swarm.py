@@ -188,7 +188,7 @@ def test_nobody_listens():
 
 def test_who_never_answers_stays_undecided(new_relay):
     swarm = swarm_of(new_relay(answer=lambda request: b""), 2)
-    swarm.open(2, seconds=0.1)
+    swarm.open(2, seconds=0.5)
     assert counts(swarm, "connecting", "open", "refused") == (2, 0, {})
 
 
@@ -196,7 +196,7 @@ def test_an_answer_in_pieces_of_every_length(new_relay):
     relay = new_relay(answer=lambda request: b"")
     whole = len(answer_to(b"\r\nSec-WebSocket-Key: x\r\n"))
     swarm = swarm_of(relay, whole)
-    swarm.open(whole, at_once=whole, seconds=0.05)
+    swarm.open(whole, at_once=whole, seconds=0.5)
     serve_until(swarm, lambda counters: len(relay.requests) == whole)
     answers = [answer_to(request) + frame(b"x", 0x89) for request in relay.requests]
     for size, (client, answer) in enumerate(zip(relay.clients, answers, strict=True)):
@@ -480,7 +480,7 @@ def test_ctrl_c_ends_serve(relay_peer):
 
 def test_one_thread_at_a_time(relay_peer):
     swarm = opened(relay_peer, 1)
-    other = threading.Thread(target=swarm.serve, args=(1.0,))
+    other = threading.Thread(target=swarm.serve, args=(3.0,))
     other.start()
     relay_peer.clients[0].sendall(frame(b"", 0x89))
     assert relay_peer.said(0) == (10, b""), "the other one serves"

@@ -74,7 +74,7 @@ async def test_who_gave_up_waiting_costs_no_other_its_answer(commanding):
 
 
 async def test_a_missing_answer_throws_the_connection_away_and_nothing_is_sent_again(server, caplog):
-    commands = server.commands(redis_request_timeout=0.1)
+    commands = server.commands(redis_request_timeout=0.5)
     visit = await server.visit()
     assert await visit.command() == [b"PING"]
     visit.say(PONG)
@@ -82,7 +82,7 @@ async def test_a_missing_answer_throws_the_connection_away_and_nothing_is_sent_a
     for call in calls:
         with pytest.raises(Lost):
             await soon(call)
-    assert "no answer in 0.1 s" in caplog.text
+    assert "no answer in 0.5 s" in caplog.text
     again = await server.visit()
     assert await again.command() == [b"PING"]
     assert await again.silent()
@@ -117,7 +117,9 @@ async def test_with_redis_away_a_command_fails_at_once(server):
 
 async def test_an_answer_to_nothing_ends_the_connection(commanding, server):
     commands, visit = commanding
+    assert await visit.silent(), "what it asks when it is up has been answered"
     await until(lambda: not commands._sent)
+    assert commands.up
     visit.say(b"+OK\r\n")
     await server.visit()
     assert commands.failed == []
@@ -134,7 +136,7 @@ async def test_who_asked_hears_of_each_connect(server):
 
 
 async def test_a_connection_that_nobody_uses_is_proven_alive_too(server, fast_ping):
-    server.commands(redis_request_timeout=0.1)
+    server.commands(redis_request_timeout=1.0)
     visit = await server.visit()
     for _ in range(3):
         assert await visit.command() == [b"PING"]
