@@ -115,9 +115,11 @@ def test_nothing_is_left_of_those_who_came_and_went(relay, redis_server, count, 
     process = relay(env={"REDIS_URL": redis_server.url, "STATUS_METRICS_ENABLED": "true"})
     files = descriptors(process.process.pid)
     storm(process, WARM)
-    memory = settled(process, files)
-    storm(process, count)
-    grown = settled(process, files) - memory
-    print(f"{count} clients: {memory} bytes before, {grown:+} after; {files} descriptors")
-    assert grown < most
+    memory = [settled(process, files)]
+    # What is lost is lost in each storm; what more there was at once, on a machine that stood still, is kept once.
+    while len(memory) < 2 or (memory[-1] - memory[-2] >= most and len(memory) < 5):
+        storm(process, count)
+        memory.append(settled(process, files))
+    print(f"{count} clients a storm: {memory} bytes before and after each; {files} descriptors")
+    assert memory[-1] - memory[-2] < most
     wait_for(lambda: redis_server.channels() == [], "no channel subscribed to")

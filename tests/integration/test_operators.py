@@ -134,7 +134,7 @@ def test_a_dead_socket_is_replaced_and_a_living_one_ends_the_start(relay, tmp_pa
     relay("status", env={"RELAY_INTERNAL_ADDR": f"unix:{path}"})
     assert asked(str(path), head("/livez")).status == 200
     second = relay("status", env={"RELAY_INTERNAL_ADDR": f"unix:{path}"}, wait=None)
-    assert second.process.wait(10) == 5
+    assert second.process.wait(20) == 5
     assert "internal cannot listen on unix:" in second.stderr[-1]
     assert second.stderr[-1].endswith("see RELAY_INTERNAL_ADDR")
     assert asked(str(path), head("/livez")).status == 200

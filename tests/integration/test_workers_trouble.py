@@ -90,7 +90,7 @@ def test_the_watchdog_is_not_fed_while_nobody_serves(supervise, tmp_path):
     """So that systemd starts all of it anew (WatchdogSec=)."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(10)
+        manager.settimeout(20)
         pid, log, _ = supervise(NO_MORE, NOTIFY_SOCKET=str(tmp_path / "notify"))
         while b"WATCHDOG=1" not in manager.recv(4096):
             pass
