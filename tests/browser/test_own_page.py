@@ -530,6 +530,27 @@ async def test_what_redis_lost_and_got_back_is_not_done_anew(relay, redis_server
     assert await run.page.locator("#picture circle").last.get_attribute("class") == "tick"
 
 
+async def test_what_came_back_is_not_done_anew_where_its_times_are_seen_first(standing, redis_url, new_tab):
+    tab, sockets = await new_tab(), []
+    await tab.page.route_web_socket(
+        re.compile(f"/{RUN}[?]v=3"), lambda ws: sockets.append((ws, ws.connect_to_server()))
+    )
+    run = await Watched(tab, standing, redis_url).open()
+    ((socket_of_page, _),) = sockets
+    done = {"channels": int(time.time())}
+    for times in (done, {}, done):
+        for frame in (
+            {"type": "times", "done": times, "started": {}, "stale": {}},
+            {"type": "preflight", "checklist": {"channels": bool(times)}},
+        ):
+            socket_of_page.send(json.dumps(frame))
+            for _ in range(2):  # it is drawn
+                await run.page.evaluate("() => new Promise(requestAnimationFrame)")
+        await expect(run.page.locator("#progress")).to_have_text("1 done" if times else "0 done")
+    words = run.page.locator("#timeline-text li", has_text="Channels")
+    await expect(words).to_have_text(re.compile(r": done at \S+, no longer done at \S+, ticked at \S+$"))
+
+
 @pytest.mark.parametrize("skew", [-7200, -20, 20, 7200])
 async def test_a_worker_with_another_clock_is_told_by_the_clock_of_this_page(watch, skew):
     run = await watch()
