@@ -205,21 +205,22 @@ async def test_a_second_socket_of_the_same_page_silences_neither(relay, open_run
     assert [complaint for complaint in run.tab.complaints if "Still in CONNECTING state" not in complaint] == []
 
 
+def is_closed_or_awake(socket):
+    return not socket.open or any("awake again" in frame or '"channels":true' in frame for frame in socket.received)
+
+
 async def test_a_tab_whose_script_stands_still_keeps_its_sockets(relay, open_run, worker):
     """The browser answers the protocol's pings below its script, here for twice the timeout."""
     process = relay(env=STRICT)
     for _ in range(ROUNDS):
         run = await open_run(process)
-        await run.page.evaluate(
-            """() => {
-                const until = Date.now() + 3000;
-                while (Date.now() < until);
-                return new Promise(done => setTimeout(done, 100));  // behind what came meanwhile
-            }"""
-        )
+        await run.page.evaluate("const until = Date.now() + 3000; while (Date.now() < until);")
+        for channel in ("wepp", "climate", "command"):
+            worker.publish(channel, "awake again")
+        worker.write({"timestamps:build_channels": 10})
+        await run.tab.until(lambda run=run: all(map(is_closed_or_awake, run.tab.all_sockets)), "awake again")
         if [socket.open for socket in run.tab.all_sockets] == [True] * 4:
             break
-    worker.publish("wepp", "awake again")
     await expect(run.log).to_have_text("awake again\n")
     assert await run.page.evaluate("closings") == []
     assert [socket.open for socket in run.tab.all_sockets] == [True] * 4

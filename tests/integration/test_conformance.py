@@ -478,7 +478,7 @@ def test_one_fragment_above_the_bound(client):
 # ---- the product is no echo ----
 
 
-@pytest.mark.parametrize("any_client", ["status", "preflight"], indirect=True)
+@pytest.mark.parametrize("come", ["status", "preflight"], indirect=True)
 def test_the_product_echoes_nothing(any_client):
     sent = frame(b"hello") + frame(b"hello", BINARY) + b"".join(fragments([b"hel", b"lo"], BINARY)) + frame(b"?", PING)
     any_client.sock.sendall(sent)

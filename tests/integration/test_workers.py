@@ -354,7 +354,7 @@ def says_first_that_it_drains(process):
 
 
 def test_a_second_term_ends_all_at_once(start):
-    process = start(2, env={"RELAY_DRAIN": "60s"})
+    process = start(2, env={"RELAY_DRAIN_DELAY": "60s"})
     with Peer(f"{process.status_url}/run:wepp"):
         process.process.send_signal(signal.SIGTERM)
         wait_for(lambda: any("draining" in line for line in said(process)), "the drain")
