@@ -47,6 +47,7 @@ def details(path):
 
 def test_ready_with_all_details(internal):
     _, path, _ = internal
+    wait_for(lambda: details(path)[1]["services"]["preflight"]["key_events"] != "unknown", "Redis has said which")
     status, said = details(path)
     assert (status, said["ready"], said["draining"]) == (200, True, False)
     assert set(said["services"]) == {"status", "preflight"}
@@ -117,7 +118,8 @@ def test_a_draining_relay_answers_until_its_end_and_removes_its_socket(relay, tm
     path = tmp_path / "internal.sock"
     process = relay("status", env={"RELAY_INTERNAL_ADDR": f"unix:{path}", "RELAY_DRAIN": "30s"})
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
-    held = [join(f"{process.status_url}/r1:wepp") for _ in range(2)]
+    # Closed ten a second: two would be gone after 2 s, in which this machine may stand still.
+    held = [join(f"{process.status_url}/r1:wepp") for _ in range(60)]
     process.process.send_signal(signal.SIGTERM)
     wait_for(lambda: not process.listens("status"), "no more accepts")
     status, said = details(str(path))

@@ -15,7 +15,7 @@ from tests.conftest import OURS, ROOT, Relay
 from tests.integration.peers import Peer, wait_for
 from tests.integration.terminal import Terminal
 
-PATIENCE = 15.0
+PATIENCE = 30.0
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ def start(relay):
     def make(count=2, *args, env=None, wait="ready"):
         process = relay("status", "--workers", str(count), *args, env={**DRAIN, **(env or {})}, wait=wait)
         if wait:
-            wait_for(lambda: f"{count} workers serve" in said(process), "all workers")
+            wait_for(lambda: f"{count} workers serve" in said(process), "all workers", patience=60)
         return process
 
     return make
@@ -172,7 +172,7 @@ def test_hup_replaces_all_and_refuses_nobody(start):
         with Newcomers(process.status_url) as newcomers:
             opened = newcomers.opened
             process.process.send_signal(signal.SIGHUP)
-            wait_for(lambda: "all workers are replaced" in said(process), "the replacement", patience=30)
+            wait_for(lambda: "all workers are replaced" in said(process), "the replacement", patience=60)
             assert newcomers.opened > opened + 20
         assert {peer.closed()[0] for peer in peers} == {1012}
     assert len(workers(process)) == 2
@@ -194,7 +194,7 @@ def test_hup_with_a_mistake_in_the_settings_changes_nothing(start, tmp_path):
     Peer(f"{process.status_url}/run:wepp").leave()
     settings.write_text("STATUS_PING_INTERVAL=1s\nSTATUS_PING_INTREVAL=1s\n")
     process.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: "all workers are replaced" in said(process), "the replacement", patience=30)
+    wait_for(lambda: "all workers are replaced" in said(process), "the replacement", patience=60)
     assert sum("STATUS_PING_INTREVAL" in line for line in said(process)) == 1, "what is odd about them is said once"
     with Peer(f"{process.status_url}/run:wepp") as peer:
         assert peer.pinged(), "by the new setting"
@@ -202,7 +202,7 @@ def test_hup_with_a_mistake_in_the_settings_changes_nothing(start, tmp_path):
 
 def test_flags_end_where_the_user_says(relay):
     process = relay("--workers", "2", "--", "status", env=DRAIN, wait=None)
-    wait_for(lambda: "2 workers serve" in said(process), "all workers")
+    wait_for(lambda: "2 workers serve" in said(process), "all workers", patience=60)
 
 
 def test_one_more_and_one_less(start, publish):
@@ -211,7 +211,7 @@ def test_one_more_and_one_less(start, publish):
     wait_for(lambda: len(workers(process)) == 3, "a third")
     for count in (2, 1):
         process.process.send_signal(signal.SIGTTOU)
-        wait_for(lambda count=count: len(workers(process)) == count, f"{count} workers", patience=20)
+        wait_for(lambda count=count: len(workers(process)) == count, f"{count} workers", patience=60)
     process.process.send_signal(signal.SIGTTOU)  # the last one stays
     with contextlib.ExitStack() as stack:  # the sockets of those that went are served by who is left
         peers = [stack.enter_context(Peer(f"{process.status_url}/run:wepp")) for _ in range(40)]
@@ -228,7 +228,7 @@ def test_every_socket_has_somebody_whoever_comes_and_goes(start):
     process = start(3)
     for count in (2, 1):
         process.process.send_signal(signal.SIGTTOU)
-        wait_for(lambda count=count: len(workers(process)) == count, f"{count} workers", patience=20)
+        wait_for(lambda count=count: len(workers(process)) == count, f"{count} workers", patience=60)
     for _ in range(30):
         Peer(f"{process.status_url}/run:wepp").leave()
     before = workers(process)
@@ -288,7 +288,7 @@ def test_what_clients_were_told_last_is_counted(start):
         wait_for(
             lambda before=before: len([x for x in said(process) if "all workers are replaced" in x]) > before,
             "the replacement",
-            patience=30,
+            patience=60,
         )
     assert total(process, "status2_closes_total") == 40
 
@@ -307,7 +307,7 @@ def test_hup_takes_nobody_to_where_nothing_is(start, tmp_path, redis_url, change
     before = workers(process)
     settings.write_text(f"REDIS_URL={redis_url}\n{changed}" if "REDIS" not in changed else changed)
     process.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: any(why in line for line in process.stderr), why, patience=20)
+    wait_for(lambda: any(why in line for line in process.stderr), why, patience=60)
     wait_for(lambda: any("the old ones stay" in line for line in said(process)), "that they stay")
     wait_for(lambda: workers(process) == before, "the new one's end")
     assert process.ready("status")
@@ -321,7 +321,7 @@ def test_a_worker_that_comes_back_takes_nobody_to_where_nothing_is(start, tmp_pa
     settings.write_text("REDIS_URL=redis://127.0.0.1:1\n")
     os.kill(min(before), signal.SIGKILL)
     said_so = "has no Redis, and others have: it lets nobody in until it has"
-    wait_for(lambda: any(said_so in line for line in said(process)), said_so, patience=30)
+    wait_for(lambda: any(said_so in line for line in said(process)), said_so, patience=60)
     assert process.ready("status")
     with contextlib.ExitStack() as stack:
         peers = [stack.enter_context(Peer(f"{process.status_url}/run:wepp")) for _ in range(12)]
@@ -329,7 +329,7 @@ def test_a_worker_that_comes_back_takes_nobody_to_where_nothing_is(start, tmp_pa
         assert [peer.data() for peer in peers] == ["to all"] * 12
     settings.write_text(f"REDIS_URL={redis_url}\n")
     process.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: "all workers are replaced" in said(process), "a good one", patience=30)
+    wait_for(lambda: "all workers are replaced" in said(process), "a good one", patience=60)
     assert process.ready("status")
 
 
@@ -418,7 +418,7 @@ def test_ready_is_what_all_of_them_are(start, internal):
 def test_a_unix_socket_is_shared(relay, tmp_path, publish):
     path = str(tmp_path / "status.sock")
     process = relay("status", "--workers", "2", "--uds", path, env=DRAIN, wait=None)
-    wait_for(lambda: "2 workers serve" in said(process), "all workers")
+    wait_for(lambda: "2 workers serve" in said(process), "all workers", patience=60)
     with contextlib.ExitStack() as stack:
         peers = [stack.enter_context(Peer("ws://x/run:wepp", address=path)) for _ in range(20)]
         publish("run:wepp", "to all")
