@@ -132,7 +132,7 @@ def test_a_killed_worker_is_there_again_and_nobody_is_refused(start, publish, to
         publish("run:wepp", "to all")
         assert [peer.data() for peer in peers] == ["to all"] * 30
     told.observed(f"another one after {took:.2f} s; 30 clients of 30 got the next message")
-    assert any("ended unasked (signal 9)" in line for line in said(process))
+    wait_for(lambda: any("ended unasked (signal 9)" in line for line in said(process)), "the line in the log")
 
 
 def seconds_until_another(process):
@@ -246,7 +246,8 @@ def test_a_worker_that_is_asked_to_end_alone_drains_and_another_one_comes(start)
         with Newcomers(process.status_url) as newcomers:
             os.kill(min(before), signal.SIGTERM)
             wait_for(lambda: workers(process) - before, "another one")
-            assert any("ended unasked (SIGTERM)" in line for line in said(process)), "it comes once that one drains"
+            ended = wait_for(lambda: [line for line in said(process) if "ended unasked" in line], "the line in the log")
+            assert "(SIGTERM)" in ended[0], "it is for one that drains, and not for one that is gone"
             opened = newcomers.opened
             wait_for(lambda: newcomers.opened > opened + 50, "served meanwhile")
         wait_for(lambda: min(before) not in workers(process), "its end")
