@@ -297,7 +297,7 @@ class Relay:
         """The lines written to stderr until now."""
         return self.stderr_path.read_text(errors="replace").splitlines()
 
-    def http(self, service, path, *, method="GET", headers=None, body=None, timeout=5.0):
+    def http(self, service, path, *, method="GET", headers=None, body=None, timeout=20.0):
         """One request on a connection of its own -> (status, headers, body)."""
         connection = http.client.HTTPConnection("127.0.0.1", self.ports[service], timeout=timeout)
         with contextlib.closing(connection):
@@ -314,7 +314,7 @@ class Relay:
 
     def ready(self, service):
         try:
-            return self.http(service, "/readyz", timeout=1.0)[0] == 200
+            return self.http(service, "/readyz", timeout=5.0)[0] == 200
         except (OSError, http.client.HTTPException):
             return False
 

@@ -675,7 +675,8 @@ const checks = {
     const ticked = done !== item.done, again = done && doneAt && item.doneAt && doneAt !== item.doneAt;
     const back = done && doneAt === item.wasDoneAt;
     if (!doneAt && item.doneAt) item.ran = 0;
-    Object.assign(item, { done, doneAt, wasDoneAt: done ? doneAt : item.wasDoneAt });
+    // The times come ahead of the snapshot, and may be shown before it: where they are gone, the tick of before is still there.
+    Object.assign(item, { done, doneAt, wasDoneAt: done && doneAt || item.wasDoneAt });
     if (!known || !(ticked || again)) return;
     item.anew = done;
     const then = done ? doneAt : Math.max(...this.newer(item).map(other => moment(own(this.times.done, other)))), now = Date.now();

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import async_playwright
+from playwright.async_api import async_playwright, expect
 
 from tests.conftest import Relay
+
+SECONDS = 20.0  # until what is awaited counts as missing
+expect.set_options(timeout=SECONDS * 1000)
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
@@ -131,7 +134,7 @@ class Tab:
         """Those whose address ends so."""
         return [socket for socket in self.all_sockets if socket.url.endswith(end)]
 
-    async def until(self, holds, what, seconds=10.0):
+    async def until(self, holds, what, seconds=SECONDS):
         """Wait until `holds()` is true, looking whenever a websocket has changed."""
         try:
             async with asyncio.timeout(seconds):
@@ -170,7 +173,7 @@ async def new_tab(chromium):
         async def new(**options):
             context = await chromium.new_context(**options)
             stack.push_async_callback(context.close)
-            context.set_default_timeout(10_000)
+            context.set_default_timeout(SECONDS * 1000)
             return Tab(await context.new_page())
 
         yield new

@@ -1,8 +1,8 @@
 """The elements of `/relay.js`, in a page of another site, before a real relay."""
 
 import asyncio
+import itertools
 import re
-import time
 
 import pytest
 import pytest_asyncio
@@ -21,12 +21,9 @@ HELP = """
         document.dispatchEvent(new Event("visibilitychange"));
     };
 """
-# How long the longest animation frame took, and the times of those in which the rows of the log changed.
+# The times of the animation frames in which the rows of the log changed.
 FRAMES = """
-    globalThis.longest = 0, globalThis.drawn = [];
-    let last = performance.now();
-    const next = now => { longest = Math.max(longest, now - last); last = now; requestAnimationFrame(next); };
-    requestAnimationFrame(next);
+    globalThis.drawn = [];
     const log = element().shadowRoot.querySelector(".log");
     const draws = new MutationObserver(() => drawn.push(document.timeline.currentTime));
     draws.observe(log, { childList: true, subtree: true });
@@ -46,9 +43,9 @@ class Embedded:
         self.rows = tab.page.locator(".line")
         self.jump = tab.page.locator(".jump")
 
-    async def last_row(self, text, seconds=10):
+    async def last_row(self, text):
         """Wait until the last row says so."""
-        await expect(self.rows.last.locator(".text")).to_have_text(text, timeout=seconds * 1000)
+        await expect(self.rows.last.locator(".text")).to_have_text(text)
 
     async def sockets(self, expected):
         """Wait until the page has had as many websockets, and these are open."""
@@ -202,20 +199,31 @@ async def test_it_draws_once_a_frame_at_most(embedded, publish):
 
 
 async def test_ten_thousand_lines_do_not_freeze_the_tab(embedded, publish, record_property):
+    """By the time of the processor: that of the clock is also what this machine stood still for."""
     page = await embedded(LOG)
-    await page.evaluate(FRAMES)
-    began = time.monotonic()
+    tools = await page.page.context.new_cdp_session(page.page)
+    await tools.send("Performance.enable", {"timeDomain": "threadTicks"})
+    busy = [await busy_seconds(tools)]
     for first in range(0, 10_000, 500):
         numbers = range(first, first + 500)
         publish(*[f"hillslope {number}: \x1b[32msoil loss\x1b[0m {number / 7:.3f} t/ha" for number in numbers])
         await asyncio.sleep(0.1)  # two seconds of a model that writes fast
-    await page.last_row("hillslope 9999: soil loss 1428.429 t/ha", 20)
-    took, longest = time.monotonic() - began, await page.evaluate("longest")
-    record_property("longest_frame_ms", round(longest))
-    print(f"10 000 lines in {took:.1f} s, the longest frame {longest:.0f} ms")
+        # With more waiting than 150 kB the relay takes a page that stands still for too slow.
+        await page.page.wait_for_function("n => (element().stream.lines.at(-1)?.n ?? 0) >= n", arg=first - 2000)
+        busy.append(await busy_seconds(tools))
+    await page.last_row("hillslope 9999: soil loss 1428.429 t/ha")
+    busy.append(await busy_seconds(tools))
+    longest = max(after - before for before, after in itertools.pairwise(busy))  # no frame took more
+    record_property("longest_busy_ms", round(longest * 1000))
+    print(f"10 000 lines in {busy[-1] - busy[0]:.2f} s of the tab's processor, {longest:.2f} s between two looks")
     assert await page.rows.count() == 3000
-    assert took < 15
-    assert longest < 1000
+    assert longest < 1.0
+
+
+async def busy_seconds(tools):
+    """Of the processor, for the page's one thread."""
+    metrics = (await tools.send("Performance.getMetrics"))["metrics"]
+    return next(one["value"] for one in metrics if one["name"] == "TaskDuration")
 
 
 async def test_hostile_lines_are_shown_and_do_nothing(embedded, publish):
@@ -317,7 +325,7 @@ async def test_it_says_how_it_is_and_is_live_again(embedded, relay, redis_url, p
     )
     second.ports = first.ports
     await asyncio.to_thread(second.wait, "ready")
-    await expect(page.note).to_have_text("Live.", timeout=20_000)
+    await expect(page.note).to_have_text("Live.")
     publish("after")
     await page.last_row("after")
 

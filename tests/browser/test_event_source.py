@@ -41,7 +41,7 @@ async def test_it_comes_back_by_itself_and_is_told_why_it_went(embed, relay, red
         second = relay(env=addresses, wait=None)
         second.ports = first.ports
         await asyncio.to_thread(second.wait, "ready")
-        await page.wait_for_function("heard.filter(([kind]) => kind === 'ready').length === 2", timeout=20_000)
+        await page.wait_for_function("heard.filter(([kind]) => kind === 'ready').length === 2")
         client.publish("some-run:wepp", "after")
         await page.wait_for_function("heard.at(-1)[1].data === 'after'")
     heard = await page.evaluate("heard")
@@ -69,11 +69,11 @@ async def test_it_comes_back_behind_each_proxy_that_met_no_relay(embed, relay, r
         await page.evaluate(ALL, [f"{url}/some-run:wepp" for url in urls])
         await page.wait_for_function("sources.every(source => source.ready === 1)")
         assert await asyncio.to_thread(first.stop) == 0
-        await page.wait_for_function("sources.every(source => source.opened >= 2)", timeout=20_000)
+        await page.wait_for_function("sources.every(source => source.opened >= 2)")
         assert await page.evaluate("sources.map(source => source.ready)") == [1, 1, 1], "it was a proxy that answered"
         addresses = {f"{name.upper()}_LISTEN_ADDR": f"127.0.0.1:{port}" for name, port in first.ports.items()}
         relay(env=addresses, wait=None)
-        await page.wait_for_function("sources.every(source => source.ready === 2)", timeout=20_000)
+        await page.wait_for_function("sources.every(source => source.ready === 2)")
 
 
 async def test_a_checklist_by_events(embed, standing, redis_url):

@@ -235,6 +235,15 @@ class Peer(Wire):
             if opcode == CLOSE:
                 return struct.unpack("!H", payload[:2])[0], payload[2:].decode()
 
+    def told(self):
+        """The code of the close frame; None where none came.
+
+        That of one who does not read comes after all that waits for him, and the relay waits 2 s for him to take it:
+        where this machine stands still for as long, the connection ends without it.
+        """
+        with contextlib.suppress(AssertionError):
+            return self.closed()[0]
+
     def pinged(self):
         """Awaits a whole heartbeat; true if both halves came in one go."""
         while self.frame() != (TEXT, b'{"type":"ping"}'):

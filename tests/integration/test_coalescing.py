@@ -1,5 +1,8 @@
 """--coalesce-ms: messages wait, for a bounded time, for others of their channel; without it nothing waits."""
 
+import contextlib
+import re
+import statistics
 import time
 
 import pytest
@@ -7,6 +10,7 @@ import pytest
 from tests.integration.peers import Peer
 
 QUIET = {"STATUS_PING_INTERVAL": "60s", "PREFLIGHT_PING_INTERVAL": "60s"}  # no heartbeat among the reads counted here
+ROUNDS = 3  # of which one must go well: in each a machine that stands still may be what was too late
 
 
 @pytest.fixture
@@ -31,17 +35,26 @@ def turned(process):
 
 
 def test_messages_that_come_one_by_one_go_out_together(status, worker, redis_url):
-    process = status("1000")
+    process = status("1000", STATUS_METRICS_ENABLED="true")
     redis = worker(redis_url)
     with Peer(f"{process.status_url}/r1:wepp") as peer:
-        start = time.monotonic()
-        for number in range(10):
-            redis.publish("r1:wepp", f"m{number}")
-        reads = reads_until(peer, b"m9")
-        waited = time.monotonic() - start
-    assert len(reads) == 1
-    assert [f"m{number}".encode() in reads[0] for number in range(10)] == [True] * 10
-    assert waited < 1.0 + 2.0
+        assert any(together(process, redis, peer) for _ in range(ROUNDS))
+
+
+def together(process, redis, peer):
+    """Whether ten messages went out in one go, and within a second that this machine may be late with."""
+    before, start = bursts(process), time.monotonic()
+    for number in range(10):
+        redis.publish("r1:wepp", f"m{number}")
+    reads = reads_until(peer, b"m9")
+    waited = time.monotonic() - start
+    assert [f"m{number}".encode() in b"".join(reads) for number in range(10)] == [True] * 10
+    return (len(reads), bursts(process) - before) == (1, 1) and waited < 1.0 + 2.0
+
+
+def bursts(process):
+    [line] = re.findall(r"^status2_burst_frames_count (\S+)$", process.http("status", "/metrics")[2].decode(), re.M)
+    return float(line)
 
 
 def test_later_messages_put_the_delivery_off_no_further(status, worker, redis_url):
@@ -50,16 +63,14 @@ def test_later_messages_put_the_delivery_off_no_further(status, worker, redis_ur
     with Peer(f"{process.status_url}/r1:wepp") as peer:
         peer.socket.settimeout(0.01)
         reads = sent = 0
-        end = time.monotonic() + 2.0
-        while time.monotonic() < end:
+        while reads < 10:
+            assert sent < 1000, "the first one waits as long as others follow"
             redis.publish("r1:wepp", f"m{sent}")
             sent += 1
-            try:
+            with contextlib.suppress(TimeoutError):
                 reads += peer.more()
-            except TimeoutError:
-                continue
-        assert b"m0" in peer.unread, "the first one waits as long as others follow"
-        assert 2 <= reads < sent / 2
+        assert b"m0" in peer.unread
+        assert reads < sent / 2
 
 
 @pytest.mark.parametrize("env", [{}, {"RELAY_COALESCE_MS": "0"}])
@@ -67,11 +78,13 @@ def test_nothing_waits_unless_asked_for(relay, worker, redis_url, env):
     process = relay("status", env={**QUIET, **env})
     redis = worker(redis_url)
     with Peer(f"{process.status_url}/r1:wepp") as peer:
-        start = time.monotonic()
+        took = []
         for number in range(100):
+            start = time.monotonic()
             redis.publish("r1:wepp", f"m{number}.")
             assert len(reads_until(peer, b"m%d." % number)) == 1
-        assert time.monotonic() - start < 2.0, "each waited for others"
+            took.append(time.monotonic() - start)
+        assert statistics.median(took) < 0.02, "each waited for others"
 
 
 def test_a_burst_that_has_grown_waits_no_longer(status, worker, redis_url):
@@ -90,7 +103,7 @@ def test_a_burst_that_has_grown_waits_no_longer(status, worker, redis_url):
                 assert peer.more()
                 got += len(peer.unread)
                 peer.unread = b""
-        assert time.monotonic() - start < 5.0, "bursts waited for the end of their second"
+        assert time.monotonic() - start < 10.0, "bursts waited for the end of their second"
 
 
 def test_what_waits_goes_out_before_the_close(status, worker, redis_url):
@@ -124,8 +137,10 @@ def test_snapshots_do_not_wait(relay, worker, redis_url):
     redis = worker(redis_url)
     with Peer(f"{process.preflight_url}/r1") as peer:
         assert peer.checks() == set()
-        start = time.monotonic()
+        took = []
         for wanted in [{"sbs_map"}, set()] * 5:
+            start = time.monotonic()
             redis.hset("r1", "attrs:has_sbs", "true" if wanted else "false")
             peer.until(wanted)
-        assert time.monotonic() - start < 5.0, "each waited for others"
+            took.append(time.monotonic() - start)
+        assert statistics.median(took) < 0.5, "each waited for others"

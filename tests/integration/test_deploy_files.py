@@ -155,7 +155,7 @@ def test_a_native_unit_forbids_nothing_that_the_relay_does(redis_url, tmp_path):
             assert peer.alive()
     finally:
         process.terminate()
-        assert process.wait(15) == 0
+        assert process.wait(20) == 0
     wait_for(
         lambda: re.search(rf"^{process.pid} +\+\+\+ exited with 0", log.read_text(), re.MULTILINE), "all is written"
     )
@@ -311,4 +311,4 @@ def test_redis_as_it_is_started_in_its_container(tmp_path):
             assert (found["bind"], found["maxmemory"], found["save"]) == ("* -::*", str(1 << 30), "")
     finally:
         process.terminate()
-        assert process.wait(10) == 0, "the shell has become Redis, and gets its signals"
+        assert process.wait(20) == 0, "the shell has become Redis, and gets its signals"

@@ -74,7 +74,7 @@ def limited(redis_url):
     finally:
         process.process.send_signal(signal.SIGTERM)
         process.process.send_signal(signal.SIGTERM)
-        process.process.wait(15)
+        process.process.wait(20)
 
 
 @pytest.fixture

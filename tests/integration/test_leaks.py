@@ -2,6 +2,7 @@
 
 import re
 import socket
+import statistics
 import struct
 from itertools import cycle, islice
 from pathlib import Path
@@ -115,9 +116,12 @@ def test_nothing_is_left_of_those_who_came_and_went(relay, redis_server, count, 
     process = relay(env={"REDIS_URL": redis_server.url, "STATUS_METRICS_ENABLED": "true"})
     files = descriptors(process.process.pid)
     storm(process, WARM)
-    memory = settled(process, files)
-    storm(process, count)
-    grown = settled(process, files) - memory
-    print(f"{count} clients: {memory} bytes before, {grown:+} after; {files} descriptors")
-    assert grown < most
+    memory, grown = [settled(process, files)], []
+    # What is lost is lost in each storm; what more there was at once, on a machine that stood still, is kept once.
+    while not grown or (statistics.median(grown) >= most and len(grown) < 5):
+        storm(process, count)
+        memory.append(settled(process, files))
+        grown.append(memory[-1] - memory[-2])
+    print(f"{count} clients a storm: {memory} bytes before and after each; {files} descriptors")
+    assert statistics.median(grown) < most
     wait_for(lambda: redis_server.channels() == [], "no channel subscribed to")

@@ -112,12 +112,13 @@ def test_closes_by_code(measured, before, worker, redis_url, join):
     for data in broken:
         ended.append(join(url))
         ended[-1].send(data)
+    codes = [peer.closed()[0] for peer in ended]
     redis = worker(redis_url)
     for number in range(1, 4):
         ended.append(join(f"{measured.status_url}/r{number}:wepp", receive_buffer=4096))
         while measured.rise(before)["status2_closes_total", "1013"] < number:
             redis.publish(f"r{number}:wepp", "x" * 3000)
-    codes = [peer.closed()[0] for peer in ended]
+        codes.append(ended[-1].told() or 1013)
     leaving.leave()
     vanishing.drop()
     wait_for(lambda: measured.rise(before)["status2_connections_active", None] == 1, "all but one have gone")

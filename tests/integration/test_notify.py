@@ -27,7 +27,7 @@ class Manager:
     def __init__(self, path):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.sock.bind(path)
-        self.sock.settimeout(10)
+        self.sock.settimeout(20)
         self.env = {"NOTIFY_SOCKET": path}
 
     def until(self, line):
@@ -51,7 +51,7 @@ def test_what_the_manager_is_told(relay, manager, workers):
     manager.until("WATCHDOG=1")
     process.process.send_signal(signal.SIGTERM)
     manager.until("STOPPING=1")
-    assert process.process.wait(10) == 0
+    assert process.process.wait(20) == 0
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -75,7 +75,7 @@ def test_a_listening_socket_is_passed_by_the_manager(redis_url, workers, tmp_pat
                         peer.leave()
                 finally:
                     process.terminate()
-                    assert process.wait(15) == 0
+                    assert process.wait(20) == 0
 
 
 def test_two_sockets_of_one_name_are_refused():

@@ -19,7 +19,7 @@ TABLES = tomllib.loads(bench_servers.PEERS.read_text())["peer"]
 ALWAYS = {"yardstick", "websockets"}  # what the tests need anyway is all that these need
 PLACES = {"port", "redis_host", "redis_port", "bench", "tmp", "python"}
 TEXTS = [f'{i} said "no"\\\n\t\x01é – 雨 {"x" * (i * 20)}' for i in range(100)]
-SECONDS = 10.0
+SECONDS = 30.0
 
 
 def peers():

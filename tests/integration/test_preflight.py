@@ -302,6 +302,7 @@ def test_5_on_errors_of_redis_nothing_is_sent(private, join):
     assert peer.message()["last_modified"] == 71, "something was sent meanwhile"
     server.execute("ACL", "SETUSER", "default", "-hgetall")
     db.hset("run1", "timestamps:run_wepp", "72")
+    wait_for(lambda: server.execute("ACL", "LOG"), "the read refused")
     peer.alive()
     server.execute("ACL", "SETUSER", "default", "+hgetall")
     db.hset("run1", "timestamps:run_wepp", "73")
@@ -416,7 +417,7 @@ def has_come(peer):
     except BlockingIOError:
         pass
     finally:
-        peer.socket.settimeout(10)
+        peer.socket.settimeout(20)
     return b'"preflight"' in peer.unread
 
 

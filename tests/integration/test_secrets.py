@@ -246,12 +246,12 @@ def test_settings_that_are_shown(secrets):
 
 def test_a_password_refused_at_the_start(relay, redis_server, secrets):
     process = relay(env=secrets(redis_server.port), wait=None)
-    assert process.process.wait(10) == 3
+    assert process.process.wait(20) == 3
     assert_silent("\n".join(process.stderr))
 
 
 def test_given_up(relay, secrets):
     env = {**secrets(embedded.free_port()), "STATUS_REDIS_MAX_RETRIES": "1"}
     process = relay("status", env=env, wait=None)
-    assert process.process.wait(10) == 4
+    assert process.process.wait(20) == 4
     assert_silent("\n".join(process.stderr))

@@ -51,7 +51,7 @@ def load(swarm, connection, messages, **options):
 
 
 def assert_all_arrived(swarm, delivered):
-    assert swarm.settle(5.0) is True
+    assert swarm.settle(20.0) is True
     counters = swarm.counters()
     wrong = ("lost", "duplicated", "reordered", "damaged", "other")
     assert {name: counters[name] for name in wrong} == dict.fromkeys(wrong, 0)
@@ -60,11 +60,18 @@ def assert_all_arrived(swarm, delivered):
     assert sum(count for _, count in swarm.latencies()) == delivered
 
 
+def assert_pinged(swarm, count):
+    until = time.monotonic() + SECONDS
+    while swarm.counters()["pings"] < count:
+        assert time.monotonic() < until, swarm.counters()
+        swarm.serve(0.02)
+
+
 @pytest.mark.parametrize("text", ["plain", "escapes", "accents"])
 def test_two_thousand_clients_lose_nothing(relay, redis_socket, text):
     swarm = opened(relay("status"))
     load(swarm, redis_socket, 2 * TOPICS, text=text, size=1000)
-    assert swarm.settle(5.0) is True
+    assert swarm.settle(20.0) is True
     swarm.reset()
     load(swarm, redis_socket, 4 * TOPICS, text=text, batch=8)
     assert_all_arrived(swarm, 4 * CLIENTS)
@@ -91,7 +98,7 @@ def test_heartbeats_are_no_messages(relay, redis_socket):
     swarm = opened(relay("status", env={"STATUS_PING_INTERVAL": "300ms"}), 200)
     load(swarm, redis_socket, TOPICS, window=0, rate=200.0)
     assert_all_arrived(swarm, 200)
-    assert swarm.counters()["pings"] >= 2 * 200, "of both kinds for each client"
+    assert_pinged(swarm, 2 * 200)  # of both kinds for each client
 
 
 def test_a_restart_is_counted(relay, redis_socket):
@@ -123,15 +130,15 @@ def test_a_restart_is_counted(relay, redis_socket):
 def test_event_streams_lose_nothing(relay, redis_socket, streams):
     swarm = opened(relay("status", env={"STATUS_PING_INTERVAL": "300ms"}), 400, streams=streams)
     load(swarm, redis_socket, 2 * TOPICS, text="escapes")
-    assert swarm.settle(5.0) is True
+    assert swarm.settle(20.0) is True
     swarm.reset()
     load(swarm, redis_socket, 4 * TOPICS, text="accents", batch=8, size=1000, window=0, rate=1000.0)
-    assert swarm.settle(5.0) is True
+    assert swarm.settle(20.0) is True
     assert swarm.per_client() == [(4, 0)] * 400
     counters = swarm.counters()
     assert (counters["closed"], counters["damaged"], counters["other"]) == ({}, 0, 0)
     assert sum(count for _, count in swarm.latencies(streams=True)) == 4 * streams
-    assert counters["pings"] >= 400, "comments and heartbeats"
+    assert_pinged(swarm, 400)  # comments and heartbeats
 
 
 def test_event_streams_are_told_of_a_restart(relay):
@@ -159,7 +166,7 @@ def test_what_the_relay_refuses(relay):
 def test_stalled_clients_do_not_hold_up_the_others(relay, redis_socket):
     swarm = opened(relay("status"), 400, stalled=100)
     load(swarm, redis_socket, 20 * TOPICS, size=4000)
-    assert swarm.settle(5.0) is True
+    assert swarm.settle(20.0) is True
     counters = swarm.counters()
     assert (counters["delivered"], counters["lost"], counters["open"]) == (300 * 20, 0, 400)
     assert swarm.per_client() == [(20, 0)] * 300

@@ -27,7 +27,7 @@ def subscribed(url, *channels):
         while waiting:
             waiting.discard(pubsub.handle_message(pubsub.parse_response()) or waiting.pop())
 
-        def following(timeout=10.0):
+        def following(timeout=20.0):
             deadline = time.monotonic() + timeout
             while time.monotonic() < deadline:
                 message = pubsub.get_message(timeout=deadline - time.monotonic())
@@ -46,7 +46,7 @@ def heard(following, last):
     return [line for line in lines if not line.startswith("StatusMessenger: ")]
 
 
-def until(condition, timeout=10.0):
+def until(condition, timeout=20.0):
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
