@@ -21,7 +21,7 @@ demo: build
 # In three processes, for most of it waits; `ARGS=tests/unit/test_x.py JOBS=0` is one process.
 JOBS ?= 3
 test: build
-	$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: build
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ def following(redis_server):
 def work(queue, redis_url, redis_server):
     """Enqueue a job and have a worker process of that class do it: `work(worker, function, *args)` -> the job."""
 
-    def work(worker, function, *args, timeout=60, status_url=redis_server.url, patient=True, **kwargs):
+    def work(worker, function, *args, timeout=60, status_url=redis_server.url, patient=30, **kwargs):
         job = queue.enqueue_call(JOBS + function, args=args, kwargs=kwargs, timeout=timeout)
         run("from rq.cli import main; main()", "worker", "--burst", "--url", redis_url, "--worker-class", worker,
             status_url=status_url, patient=patient)  # fmt: skip
@@ -50,13 +50,13 @@ def work(queue, redis_url, redis_server):
     return work
 
 
-def run(program, *args, status_url, patient=True):
-    """Run a program; its stdout. Unless `patient`, messages have no more time than in production."""
+def run(program, *args, status_url, patient=30):
+    """Run a program; its stdout. Queues have `patient` seconds at their end; with none all is as in production."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REDIS_")}
     environment |= {"REDIS_URL": status_url, "PYTHONPATH": str(ROOT)}
     if patient:
         program = f"import {JOBS.removesuffix('.')}\n{program}"
-        environment["PATIENT"] = "yes"
+        environment["PATIENT"] = str(patient)
     done = subprocess.run(
         [sys.executable, "-c", program, *args],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
@@ -280,9 +280,9 @@ def test_a_dead_status_redis_does_not_hide_an_exception(work):
 
 @pytest.mark.parametrize("worker", [PLAIN, OURS])
 def test_the_wait_does_not_run_into_the_time_limit_of_the_job(work, worker):
-    """4.5 s of 6 are left when the function has done its work, and the wait for a dead Redis may take 30."""
+    """4.5 s of 6 are left when the function has done its work, and the wait for a dead Redis may take 8."""
     with closed_port() as url:
-        job = work(worker, "end_just_in_time", "r1", timeout=6, status_url=url)
+        job = work(worker, "end_just_in_time", "r1", timeout=6, status_url=url, patient=8)
     assert (job.get_status(), job.return_value()) == ("finished", "r1 is done")
 
 
