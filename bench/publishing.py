@@ -30,8 +30,8 @@ LAST = "last"
 CHUNK = 5000
 ROUNDS = 3
 RATES = (200, 1500)  # lines a second
-PAIRS = 40  # of a loop with lines and two without, in turn
-STEPS = 2_000_000  # of each loop, about 0.15 s
+PAIRS = 12  # of a loop with lines and two without, in turn
+STEPS = 20_000_000  # of each loop, 1.5 s: the thread learns in its first tenth that the run is busy
 
 
 def listen(url: str, pipe: multiprocessing.connection.Connection) -> None:

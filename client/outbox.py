@@ -29,7 +29,7 @@ BATCH = 256
 LINGER = 0.005
 # Seconds instead of LINGER while the run computes in Python. Each time that the thread asks for the interpreter then,
 # five times for a write, the run stands still for a tenth of a millisecond: at 200 lines a second and more the thread
-# took 2.7 % of a core, and now 0.5. It sees that the run computes by waking up LATE.
+# took 2.7 % of a core, and now 0.4. It sees that the run computes by waking up LATE.
 LINGER_BUSY = 0.2
 LATE = 0.003
 # Bytes of payload in one write.
