@@ -16,6 +16,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from client.ending import before_exit, start
 from client.sender import AWAY, CHANNELS_MAX, OVERRUN, Sender
@@ -239,7 +240,15 @@ class Outbox:
                     self._bells.take_down(bell)
                     return True
             left = threading.TIMEOUT_MAX if until is None else until - time.monotonic()
-            heard = bell.acquire(timeout=min(max(left, 0), threading.TIMEOUT_MAX))
+            # As threading.Condition does: a signal handler that flushes may have interrupted its own thread's `append`,
+            # and nothing would ever be taken while that holds the lock.
+            lock: Any = self._lock
+            held = lock._release_save() if lock._is_owned() else None
+            try:
+                heard = bell.acquire(timeout=min(max(left, 0), threading.TIMEOUT_MAX))
+            finally:
+                if held is not None:
+                    lock._acquire_restore(held)
             if not heard:
                 with self._lock:
                     self._bells.take_down(bell)

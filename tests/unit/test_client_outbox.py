@@ -441,6 +441,16 @@ def test_appending_within_an_append_is_possible(box, sender):
     assert mine.flush(5.0)
 
 
+def test_a_flush_within_an_append_is_possible(box, sender):
+    """As of a signal handler that ends the process: the thread could not take what the handler waited for."""
+    mine = box()
+    with mine._lock, mine._lock:
+        mine.append("c", "x")
+        assert mine.flush(20.0) is True
+        assert mine._lock._is_owned()
+    assert sender.sent == [b"x"]
+
+
 def test_a_child_of_a_fork_has_nothing_of_it(box, sender):
     sender.there.clear()
     mine = box()
