@@ -27,11 +27,11 @@ WORKER = """
 import json, os, sys, threading, time
 from client import StatusMessenger
 
-mode, threads, lines = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+mode, threads, lines, size = sys.argv[1], *map(int, sys.argv[2:])
 
 def configure():
     if mode == "queued":
-        StatusMessenger.configure(queue=3000)
+        StatusMessenger.configure(queue=size)
 
 def say(name, thread):
     for line in range(lines):
@@ -122,7 +122,9 @@ def test_each_line_is_accounted_for(redis_server, mode, fault):
 def run(server, recorder, mode, fault):
     """Run the program with the fault a moment after its first line; the counts that each of its processes gives."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    command = [sys.executable, "-c", WORKER, mode, str(THREADS), str(LINES)]
+    # A queue that the faults make run over; and without any, all lines, for Redis may stand still with the machine.
+    size = THREADS * LINES + 1 if fault is nothing else 3000
+    command = [sys.executable, "-c", WORKER, mode, str(THREADS), str(LINES), str(size)]
     with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"REDIS_URL": recorder.url}, **pipes) as process:
         try:
             heard_of(recorder, PROCESSES)
