@@ -203,12 +203,14 @@ class Outbox:
     def _heed(self) -> None:
         self._trim()
         if self._is_due(self._wake_at):
-            # In this order: behind an exception of a signal handler between them the next one rings again.
+            # In this order: behind an exception of a signal handler between them the next one rings again. And where a
+            # handler flushed between them, the thread sleeps anew, and looks once more.
             self._bells.ring()
             self._wake_me_at(_NEVER)
+            self._bells.ring()
 
     def _is_due(self, number: int) -> bool:
-        return len(self._waiting) >= number or self._bytes >= BATCH_BYTES
+        return len(self._waiting) >= (1 if self._bytes >= BATCH_BYTES else number)
 
     def _wake_me_at(self, number: int) -> None:
         self._wake_at = number
@@ -269,15 +271,17 @@ class Outbox:
                 sender.drop(lost, notice)
                 if notice is OVERRUN:
                     sender.warn("overrun", f"{sum(lost.values())} by now")
-            if not self._sending:  # closed meanwhile
-                return
+            if not self._sending:
+                if self._accepting:
+                    continue
+                return  # closed meanwhile
             try:
                 settled = sender.publish_batch(self._sending)
             except Exception:
                 # Nothing that this code knows of; but a thread that ended would let the queue run over in silence.
                 settled = len(self._sending)
-                log.exception("%d status messages are in doubt", settled)
                 sender.doubt(settled)
+                log.exception("%d status messages are in doubt", settled)
             self._give_back(settled)
 
     def _wants(self, sender: Sender) -> bool:
@@ -286,11 +290,12 @@ class Outbox:
 
     def _wait_for(self, number: int, seconds: float | None) -> bool:
         """Wait for so many messages, less if somebody flushes; returns whether this outbox is still open."""
-        with self._lock:
+
+        def look() -> bool:
             self._wake_me_at(number)
-        self._wait_until(
-            lambda: self._is_due(number) or not self._open or bool(self._hurried and self._waiting), seconds
-        )
+            return self._is_due(number) or not self._open or bool(self._hurried and self._waiting)
+
+        self._wait_until(look, seconds)
         with self._lock:
             self._wake_me_at(_NEVER)
             return self._open
@@ -308,6 +313,8 @@ class Outbox:
                     self._bytes -= len(payload)
                 size += len(payload)
                 self._sending.append((channel, payload))
+            if not self._waiting:
+                self._bytes = 0  # an exception of a signal handler between a message and its bytes is forgotten here
             lost, self._lost = self._lost, {}
             return lost
 

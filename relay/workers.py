@@ -247,7 +247,9 @@ class Supervisor:
         if self._ending:
             if not self._workers:
                 self._ended.set()
-        elif worker.code == RedisGivenUp.exit_code or (worker.number == 1 and not worker.ready.is_set()):
+        elif (worker.code == RedisGivenUp.exit_code and worker.slot.worker is worker) or (
+            worker.number == 1 and not worker.ready.is_set()
+        ):
             self._code = worker.code if worker.code > 0 else 1  # it has said why
             self._end_all()
         elif worker.slot.worker is worker:

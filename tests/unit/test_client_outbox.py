@@ -392,6 +392,39 @@ def test_the_next_message_wakes_the_thread_behind_an_exception(box, sender, monk
     until(lambda: sender.sent == [b"first", b"second"])
 
 
+def test_bytes_that_a_signal_handler_left_behind_end_nothing(box, sender):
+    """Its exception came between a message and its bytes, and the thread took the empty queue for a closed one."""
+    mine = box()
+    mine._bytes = 2 * outbox.BATCH_BYTES
+    mine.append("c", "first")
+    until(lambda: sender.sent == [b"first"])
+    assert mine._thread.is_alive()
+    mine.append("c", b"second")
+    until(lambda: sender.sent == [b"first", b"second"])
+    assert mine._bytes == 0
+
+
+def test_a_handler_that_flushes_as_the_thread_is_woken_leaves_it_awake(box, sender, monkeypatch):
+    """The thread had lain down again with a wish that the interrupted append then wiped out."""
+    mine = box()
+    mine._linger = 0.0
+    until(lambda: mine._wake_at == 1)
+    ring = mine._bells.ring
+
+    def rung_and_interrupted():
+        monkeypatch.undo()
+        ring()
+        assert mine.flush(20)
+        held = mine._lock._release_save()
+        until(lambda: mine._wake_at == 1)
+        mine._lock._acquire_restore(held)
+
+    monkeypatch.setattr(mine._bells, "ring", rung_and_interrupted)
+    mine.append("c", "first")
+    mine.append("c", "second")
+    until(lambda: sender.sent == [b"first", b"second"])
+
+
 def test_a_small_queue_is_not_gathered_until_it_runs_over(box, sender):
     """The thread waited for 256 of 100, and of 800 lines a second a third was dropped, Redis being there."""
     mine = box(100)

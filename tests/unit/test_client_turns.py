@@ -151,20 +151,38 @@ def test_who_is_in_its_turn_does_not_wait_for_itself():
     turns.give()
 
 
-def test_a_ring_that_was_cut_off_is_rung_again():
+def test_a_ring_that_was_cut_off_is_rung_again(monkeypatch):
     """By a signal handler's exception, behind the first of two: the other one would be waited on for ever."""
-
-    class Cut(list):
-        def clear(self):
-            raise KeyboardInterrupt
-
     bells = Bells()
     hung = [bells.hang(), bells.hang()]
-    bells._waiting = Cut(bells._waiting)
+
+    def interrupted(bell):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bells, "take_down", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bells.ring()
-    bells._waiting = list(bells._waiting)
-    assert hung[0].acquire(timeout=0), "one has woken up meanwhile, and not taken its bell down yet"
+    monkeypatch.undo()
+    assert hung[0].acquire(timeout=0)
+    hung[0].release()
     bells.ring()
     assert hung[1].acquire(timeout=0)
     assert bells._waiting == []
+
+
+def test_a_ring_within_a_ring(monkeypatch):
+    """Of a signal handler that publishes: the outer one raised `release unlocked lock` into the run."""
+    bells = Bells()
+    hung = [bells.hang(), bells.hang()]
+    take_down, late = bells.take_down, []
+
+    def handled(bell):
+        monkeypatch.undo()
+        bells.ring()
+        late.append(bells.hang())
+        take_down(bell)
+
+    monkeypatch.setattr(bells, "take_down", handled)
+    bells.ring()
+    assert all(bell.acquire(timeout=0) for bell in hung)
+    assert bells._waiting == late, "who lies down again meanwhile is not forgotten"
